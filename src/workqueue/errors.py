@@ -1,0 +1,188 @@
+"""What can go wrong, by what happened.
+
+    WorkqueueError
+    ├── ConfigError               what was asked for cannot be: a URL, an option, a name
+    │   ├── UnknownScheme         no installed transport serves this URL
+    │   ├── HandlerNotFound       the handler cannot be imported or cannot run where it was asked to
+    │   ├── QueueMismatch         the queue exists with other parameters
+    │   └── Unsupported           this transport, or this version of the broker, cannot do that
+    ├── BadPayload                a payload that cannot be encoded, or a body that is not what it claims
+    ├── AccessRefused             wrong password, virtual host, certificate or permission
+    ├── ConnectionLost            the broker cannot be reached, or the connection to it is gone
+    ├── ConsumerLost              this consumer is finished; a new one may go on
+    ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
+    ├── QueueNotFound             there is no such queue
+    ├── StorageError              the embedded file cannot be used: read-only, full, corrupt, locked
+    └── NotSent                   messages that were not placed, each with its cause:
+        ├── Unroutable            no queue took it
+        ├── QueueFull             the queue has reached its bound
+        ├── TooLarge              the broker takes no message of this size
+        ├── Refused               the broker refused it and gave another reason
+        └── Unconfirmed           its fate is unknown: it may have been stored
+            └── BrokerBlocked     the broker takes no messages for now (memory or disk alarm)
+
+One more is not an error but a word a handler says about its task:
+
+    Reject(reason)                never: set it aside in the dead-letter queue
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workqueue.message import Delivery, Message
+
+
+class WorkqueueError(Exception):
+    """Root of every error this package raises on purpose.
+
+    `hint`, where there is one, is what the user can do about it, in one line.
+    """
+
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
+
+class ConfigError(WorkqueueError):
+    """What was asked for cannot be: a URL, an option, a name."""
+
+
+class UnknownScheme(ConfigError):
+    """No installed transport serves this URL."""
+
+
+class HandlerNotFound(ConfigError):
+    """The handler cannot be imported, or cannot run where it was asked to run."""
+
+
+class QueueMismatch(ConfigError):
+    """The queue exists with other parameters.
+
+    `queue` is its name; `differences` maps each differing parameter to `(wanted, existing)`,
+    None standing for "not set".
+    """
+
+    def __init__(
+        self, queue: str, differences: dict[str, tuple[object, object]], *, hint: str = ""
+    ) -> None:
+        told = "; ".join(
+            f"{name} is {show(existing)}, not {show(wanted)}"
+            for name, (wanted, existing) in differences.items()
+        )
+        super().__init__(f"queue {queue} exists with other parameters: {told}", hint=hint)
+        self.queue = queue
+        self.differences = differences
+
+
+class Unsupported(ConfigError):
+    """This transport, or this version of the broker, cannot do what was asked."""
+
+
+class BadPayload(WorkqueueError):
+    """A payload that cannot be encoded, or a body that is not what it claims to be."""
+
+
+class AccessRefused(WorkqueueError):
+    """The broker said no: wrong password, virtual host, certificate or permission.
+
+    Asking again cannot help, so nothing retries it, except a worker that was once let in.
+    """
+
+
+class ConnectionLost(WorkqueueError):
+    """The broker cannot be reached, or the connection to it is gone."""
+
+
+class ConsumerLost(WorkqueueError):
+    """This consumer is finished: its connection, channel or queue is gone.
+
+    What it held goes to others. Open a new consumer to go on.
+    """
+
+
+class DeliveriesLost(WorkqueueError):
+    """The broker took back these deliveries, for instance after its acknowledgement timeout.
+
+    They can no longer be settled. The consumer itself goes on.
+    """
+
+    def __init__(self, message: str, deliveries: Sequence[Delivery]) -> None:
+        super().__init__(message)
+        self.deliveries = list(deliveries)
+
+
+class QueueNotFound(WorkqueueError):
+    """There is no such queue."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"queue {queue} does not exist")
+        self.queue = queue
+
+
+class StorageError(WorkqueueError):
+    """The embedded file cannot be used: missing folder, read-only, full, corrupt, locked."""
+
+
+class NotSent(WorkqueueError):
+    """Messages that were not placed.
+
+    `failures` pairs each message with its cause, itself one of the subclasses below; `sent` is
+    how many of the same call were placed. A message whose cause is `Unconfirmed` may have been
+    stored: sending it again under its id can make a duplicate, not sending it can lose it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failures: Sequence[tuple[Message, NotSent]] = (),
+        sent: int = 0,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.failures = list(failures)
+        self.sent = sent
+
+
+class Unroutable(NotSent):
+    """No queue took the message: the one it was meant for does not exist."""
+
+
+class QueueFull(NotSent):
+    """The queue has reached its bound (`max_length`) and refuses more."""
+
+
+class TooLarge(NotSent):
+    """The broker takes no message of this size."""
+
+
+class Refused(NotSent):
+    """The broker refused the message and gave another reason."""
+
+
+class Unconfirmed(NotSent):
+    """The broker did not say in time that it keeps the message: its fate is unknown."""
+
+
+class BrokerBlocked(Unconfirmed):
+    """The broker takes no messages for now: it is short of memory or disk."""
+
+
+class Reject(Exception):  # noqa: N818 - not an error: what a handler says about its task
+    """Never: set the task aside in the dead-letter queue with `reason`, without retrying."""
+
+    def __init__(self, reason: str = "rejected by the handler") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def show(value: object) -> str:
+    """A parameter's value as a user reads it."""
+    return "not set" if value is None else str(value)

@@ -1,0 +1,103 @@
+"""What travels: a Message is sent, a Delivery is lent to a worker, a Job is what a handler sees."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+Payload = TypeVar("Payload")
+
+DEFAULT_PRIORITY = 4
+"""What RabbitMQ 4.3 gives a message without a priority; sent always, so that every version agrees.
+
+Source: RabbitMQ documentation, "Quorum queues", section "Priorities".
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Body and properties, as they are on the wire: there is no envelope around the body.
+
+    The names are those of AMQP's basic properties; `id` is its `message_id` and `sent_at` its
+    `timestamp`, in seconds since 1970. A message of a foreign sender may lack all of them.
+    """
+
+    body: bytes
+    id: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    type: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = DEFAULT_PRIORITY
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    app_id: str | None = None
+    sent_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Delivery:
+    """A message lent to a consumer, which settles it once.
+
+    `attempt` counts from one and goes up with each recorded failure. `redelivered` says that it
+    was lent before and came back: the work may have been done already, or half. `deaths` counts
+    the times a whole worker was lost with it, as far as the transport can tell. `unreadable`
+    says why its properties could not be read, where they could not. `receipt` is the driver's
+    own, and means nothing outside it.
+    """
+
+    message: Message
+    queue: str
+    attempt: int = 1
+    redelivered: bool = False
+    deaths: int = 0
+    unreadable: str | None = None
+    receipt: Any = None
+
+
+class Lost(threading.Event):
+    """Set once the broker has taken a job's message away, perhaps to hand it to another worker.
+
+    True or false in an `if`; `wait(seconds)` sleeps and returns early, with True, when it is set.
+    """
+
+    def __bool__(self) -> bool:
+        return self.is_set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[Payload]):
+    """What a handler sees: the decoded payload, and where it comes from.
+
+    `payload` is what the sender gave to `send`: JSON values, text or bytes; `body` is the same as
+    it was on the wire. `id` is None for a foreign message without one. `lost` turns true when
+    the broker has taken the message away: what the handler still does may be done twice.
+    """
+
+    payload: Payload
+    body: bytes
+    queue: str
+    id: str | None
+    attempt: int
+    redelivered: bool
+    headers: Mapping[str, Any]
+    content_type: str | None
+    type: str | None
+    priority: int
+    correlation_id: str | None
+    reply_to: str | None
+    sent_at: float | None
+    lost: Lost
+
+
+def new_id() -> str:
+    """A fresh id that sorts by time: a UUID of version 7 (RFC 9562, section 5.7)."""
+    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76  # version
+    number = number & ~(0x3 << 62) | 0x2 << 62  # variant
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

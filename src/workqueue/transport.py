@@ -1,0 +1,280 @@
+"""The seam between the core and a broker.
+
+A transport is three small objects. `Transport` owns configuration and no sockets; it makes a
+`Publisher` for those who send and a `Consumer` for those who work. Drivers translate between this
+seam and a broker; the core decides. So a driver never sleeps to try again, never reconnects,
+never decodes a body, and lets none of its libraries' errors through: each becomes one of
+`workqueue.errors`, raised from the original.
+
+The docstrings below are the contract. A name in brackets, like [test_acked_is_gone], is the test
+of `workqueue.testing.TransportSuite` that holds a transport to the sentence before it.
+
+All times are seconds, as floats. A queue NAME has its dead letters in the queue NAME.dead, which
+is a queue like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from workqueue.errors import ConfigError
+from workqueue.message import Delivery, Message
+
+QueueType = Literal["quorum", "classic"]
+
+DEAD_SUFFIX = ".dead"
+LONGEST_NAME = 255 - len(DEAD_SUFFIX)
+"""Bytes of UTF-8: AMQP names are short strings of 255, and the dead-letter queue needs its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSpec:
+    """A queue by name, and what was asked of it; None stands for "not asked".
+
+    `type` is how RabbitMQ keeps it: replicated ("quorum", the default of a new queue) or on one
+    node ("classic"). `max_length` bounds the waiting messages: a full queue refuses more. `ttl`
+    is how long a message may wait, in seconds, before it becomes a dead letter.
+
+    Raises ConfigError for a name no broker would take, or an option that makes no sense.
+    """
+
+    name: str
+    type: QueueType | None = None
+    max_length: int | None = None
+    ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.type not in (None, "quorum", "classic"):
+            raise ConfigError(f"queue type {self.type!r}: choose quorum or classic")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max length {self.max_length}: a queue must hold one message")
+        if self.ttl is not None and not 0.001 <= self.ttl <= 10 * 365 * 86400:
+            raise ConfigError(f"ttl {self.ttl:g} s: choose between 1 ms and 10 years")
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything but the name was given."""
+        return not (self.type is None and self.max_length is None and self.ttl is None)
+
+    def differences(self, existing: QueueSpec) -> dict[str, tuple[object, object]]:
+        """What differs, as `{parameter: (wanted, existing)}`; a type not asked for suits any."""
+        if not self.asks:
+            return {}
+        wanted = {"type": self.type or existing.type, "max length": self.max_length, "ttl": self.ttl}
+        found = {"type": existing.type, "max length": existing.max_length, "ttl": existing.ttl}
+        return {name: (wanted[name], found[name]) for name in wanted if wanted[name] != found[name]}
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless `name` can name a queue on every transport."""
+    if not name:
+        raise ConfigError("a queue needs a name")
+    if not name.isprintable():
+        raise ConfigError(f"queue name {name!r}: only printable characters")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"queue name {name[:20]}…: longer than {LONGEST_NAME} bytes of UTF-8")
+    if name.startswith("amq."):
+        raise ConfigError(f"queue name {name}: names that begin with amq. are RabbitMQ's own")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStats:
+    """How much is where in a queue. None is "the broker will not say", never a false 0.
+
+    `ready` wait for a worker, `delayed` for their time, `in_flight` are lent to consumers, `dead`
+    are in the dead-letter queue. `consumers` are as the broker counts them: at least one per
+    worker. `oldest` is how long the oldest ready message has waited, in seconds.
+    """
+
+    ready: int | None = None
+    delayed: int | None = None
+    in_flight: int | None = None
+    dead: int | None = None
+    consumers: int | None = None
+    oldest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The work is done: forget the message."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed: hand the message out again, with its failure recorded."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Set the message aside in the dead-letter queue.
+
+    `reason` is one line; `error` the end of a traceback or of a command's stderr.
+    """
+
+    delivery: Delivery
+    reason: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Handed back untouched: not an attempt, where the broker allows the difference."""
+
+    delivery: Delivery
+
+
+Outcome = Ack | Retry | Reject | Requeue
+
+
+class Transport(Protocol):
+    """A broker as configured by one URL. Thread-safe; holds no connection of its own.
+
+    Every method may raise ConnectionLost (nobody answers), AccessRefused (and will again) or
+    StorageError (the embedded file).
+    """
+
+    def declare(self, spec: QueueSpec) -> bool:
+        """The queue exists, and its dead-letter queue beside it. True if this call made it.
+
+        Declaring twice changes nothing [test_declaring_twice]. A spec that asks for nothing takes
+        an existing queue as it is [test_a_name_alone_takes_the_queue_as_it_is]; one that asks is
+        compared, and a difference raises QueueMismatch with all that differs
+        [test_other_parameters_are_a_mismatch]. What the queue's type cannot have raises
+        Unsupported.
+        """
+        ...
+
+    def publisher(self) -> Publisher:
+        """A connection for sending, apart from those of consumers.
+
+        A broker that blocks publishers must not block consumers with them.
+        """
+        ...
+
+    def consumer(self, queue: str, prefetch: int) -> Consumer:
+        """A connection for working on `queue`, holding at most `prefetch` deliveries.
+
+        0 is unlimited. Raises QueueNotFound [test_no_consumer_without_a_queue]. With several
+        consumers each message goes to one of them [test_each_message_goes_to_one_consumer].
+        """
+        ...
+
+    def stats(self, queue: str) -> QueueStats:
+        """How much is where [test_stats_count_what_is_where]. Raises QueueNotFound."""
+        ...
+
+    def queues(self) -> list[str]:
+        """The names of all queues, sorted. Raises Unsupported where the broker will not say."""
+        ...
+
+    def purge(self, queue: str) -> int:
+        """Drop what is ready, and say how much that was [test_purge_drops_what_is_ready].
+
+        What is in flight stays. Raises QueueNotFound.
+        """
+        ...
+
+    def delete(self, queue: str) -> None:
+        """The queue is gone, and all in it; its dead letters stay in theirs.
+
+        Its consumers are lost [test_a_deleted_queue_loses_its_consumers]. A queue that is not
+        there is no error.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what is cached; safe to call twice [test_closing_twice]."""
+        ...
+
+
+class Publisher(Protocol):
+    """Sends. One thread at a time."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        """All of `messages` are safe with the broker, in this order [test_order_is_kept].
+
+        Safe is what the broker promises at its strongest: confirmed by RabbitMQ, committed to
+        disk by SQLite. None at all is fine [test_publishing_nothing].
+
+        Otherwise raises NotSent, whose `failures` pair each message that is not known to be safe
+        with its cause: Unroutable [test_a_missing_queue_is_unroutable], QueueFull
+        [test_a_full_queue_refuses], TooLarge, Refused, or Unconfirmed when the broker did not
+        answer within `timeout` seconds or the connection went away. All others are safe. Raises
+        ConnectionLost if none was written. Never tries again by itself.
+
+        After any error but QueueFull, Unroutable and TooLarge the publisher is used up: close it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Hang up; safe to call twice."""
+        ...
+
+
+class Consumer(Protocol):
+    """Lends messages and takes their outcomes. One thread, except `wake`.
+
+    Nothing that was received and not settled is ever lost: if the consumer closes, or dies in any
+    way, its deliveries go to others at once, flagged as redelivered
+    [test_closing_gives_back, test_what_came_back_says_so].
+
+    A lost consumer is finished: `receive` and `settle` raise ConsumerLost from then on, and what
+    it held can be settled nowhere else [test_deliveries_belong_to_their_consumer].
+    """
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries received whose fate is not final: not settled yet, or the broker has not
+        confirmed the copy that a Retry or Reject made."""
+        ...
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        """Between one and `limit` deliveries, as soon as there is one.
+
+        Empty after `timeout` seconds [test_receive_gives_up], or once `wake` was called
+        [test_wake_ends_the_wait, test_wake_is_remembered]. With `limit` 0 nothing is taken
+        [test_limit_zero_takes_nothing]: the worker calls it so while all its slots are busy,
+        because this call is also what keeps the consumer alive (heartbeats). Never more than the
+        prefetch are out at once [test_prefetch_bounds_what_is_out].
+
+        Raises ConsumerLost; or DeliveriesLost when the broker took single deliveries back and
+        the consumer goes on: settling one of those before this was raised is ignored.
+        """
+        ...
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """One mixed batch of outcomes [test_a_mixed_batch].
+
+        Ack: gone for good [test_acked_is_gone]. Requeue: ready again, same attempt
+        [test_requeue_is_not_an_attempt]. Retry: ready again with the next attempt, same id, body
+        and properties [test_retry_counts]. Reject: in the dead-letter queue with its reason
+        [test_reject_sets_aside]. A Retry or Reject drops the original only when its copy is
+        safe, and settling does not wait for that; a copy that cannot be made safe sends the
+        original back.
+
+        ValueError for a delivery that is not out at this consumer: of another one, or settled
+        before [test_settling_twice]; then nothing of the batch is settled.
+        """
+        ...
+
+    def pause(self) -> None:
+        """No new deliveries from now on; what `receive` has not returned goes back to the queue.
+
+        Settling goes on [test_pause_gives_back_what_was_not_received].
+        """
+        ...
+
+    def wake(self) -> None:
+        """End the wait in `receive`; remembered when nobody waits. Any thread; cheap."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is not settled, at once, and hang up; safe to call twice."""
+        ...

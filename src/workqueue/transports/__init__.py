@@ -1,0 +1,1 @@
+"""The built-in transports, one module or package each, found through entry points like any other."""

@@ -1,0 +1,79 @@
+"""The copies that a Retry or a Reject makes, the same on every transport.
+
+What we know of a message's past rides in its headers: how often it failed, and, once it is dead,
+why, when and where. So every transport counts alike, any language can read it, and a dead letter
+is an ordinary message that can be sent again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from workqueue.message import Delivery, Message, new_id
+
+FAILURES = "workqueue-failures"
+REASON = "workqueue-reason"
+ERROR = "workqueue-error"
+DEAD_AT = "workqueue-dead-at"
+ORIGIN = "workqueue-queue"
+
+LONGEST_REASON = 1_000
+LONGEST_ERROR = 8_000
+"""Characters. All headers together must fit one AMQP frame (128 KiB)."""
+
+# What a broker writes into the headers about its own doings. In a copy it would be stale, or be
+# taken for a dead-letter cycle, which RabbitMQ ends by dropping the message.
+BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})
+BROKERS_OWN_PREFIXES = ("x-first-death-", "x-last-death-")
+
+
+def attempt_of(headers: Mapping[str, Any]) -> int:
+    """Which attempt the next one is: one more than the failures on record.
+
+    Headers come from anybody: whatever is not a sensible number counts as no failure.
+    """
+    failures = headers.get(FAILURES, 0)
+    if isinstance(failures, int) and 0 < failures < 1_000_000:
+        return failures + 1
+    return 1
+
+
+def retry_copy(delivery: Delivery) -> Message:
+    """The message as it is to be tried again: one more failure, all else as it was."""
+    headers = without_brokers_own(delivery.message.headers)
+    headers[FAILURES] = delivery.attempt
+    return copy_with(delivery.message, headers)
+
+
+def dead_copy(delivery: Delivery, reason: str, error: str, at: float) -> Message:
+    """The message as it lies in the dead-letter queue. `at` is in seconds since 1970."""
+    headers = without_brokers_own(delivery.message.headers)
+    headers[FAILURES] = delivery.attempt
+    headers[REASON] = reason[:LONGEST_REASON]
+    headers[DEAD_AT] = at
+    headers[ORIGIN] = delivery.queue
+    headers.pop(ERROR, None)
+    if error:
+        headers[ERROR] = error[-LONGEST_ERROR:]
+    return copy_with(delivery.message, headers)
+
+
+def bare_copy(message: Message) -> Message:
+    """`message` with only our own headers, for when the foreign ones are too large to copy."""
+    kept = {name: value for name, value in message.headers.items() if name.startswith("workqueue-")}
+    return dataclasses.replace(message, headers=kept)
+
+
+def copy_with(message: Message, headers: dict[str, Any]) -> Message:
+    """A foreign message may have no id; its copy gets one, so that it can be named."""
+    return dataclasses.replace(message, id=message.id or new_id(), headers=headers)
+
+
+def without_brokers_own(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in BROKERS_OWN and not str(name).startswith(BROKERS_OWN_PREFIXES)
+    }

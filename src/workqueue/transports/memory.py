@@ -1,0 +1,291 @@
+"""The reference: what a transport promises, in its shortest form, in this process alone.
+
+It is also the double for users' tests. `memory://` is a broker of its own; `memory://NAME` is
+shared by all who ask for that name in this process. Nothing survives the process.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from workqueue.errors import (
+    ConfigError,
+    ConnectionLost,
+    ConsumerLost,
+    NotSent,
+    QueueFull,
+    QueueMismatch,
+    QueueNotFound,
+    Unroutable,
+)
+from workqueue.message import Delivery, Message
+from workqueue.transport import (
+    DEAD_SUFFIX,
+    Ack,
+    Outcome,
+    QueueSpec,
+    QueueStats,
+    Reject,
+    Requeue,
+    Retry,
+)
+from workqueue.transports.copies import attempt_of, dead_copy, retry_copy
+
+
+@dataclass(order=True, slots=True)
+class Entry:
+    """A message in a queue; entries sort in the order in which they are handed out."""
+
+    rank: tuple[int, int]
+    message: Message = field(compare=False)
+    since: float = field(compare=False)
+    redelivered: bool = field(default=False, compare=False)
+
+
+@dataclass(slots=True)
+class Shelf:
+    """One queue."""
+
+    spec: QueueSpec
+    ready: list[Entry] = field(default_factory=list)
+    consumers: set[MemoryConsumer] = field(default_factory=set)
+
+
+class Store:
+    """All queues of one broker, and the one lock around them."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.changed = threading.Condition()
+        self.shelves: dict[str, Shelf] = {}
+        self.counter = itertools.count()
+
+    def shelf(self, queue: str) -> Shelf:
+        try:
+            return self.shelves[queue]
+        except KeyError:
+            raise QueueNotFound(queue) from None
+
+    def put(self, shelf: Shelf, message: Message) -> None:
+        rank = (-message.priority, next(self.counter))
+        heapq.heappush(shelf.ready, Entry(rank, message, self.clock()))
+
+    def bury(self, delivery: Delivery, reason: str, error: str) -> None:
+        name = delivery.queue + DEAD_SUFFIX
+        dead = self.shelves.setdefault(name, Shelf(QueueSpec(name=name, type="quorum")))
+        self.put(dead, dead_copy(delivery, reason, error, self.clock()))
+
+    def expire(self, shelf: Shelf) -> None:
+        """What has waited longer than the queue's ttl becomes a dead letter."""
+        if shelf.spec.ttl is None:
+            return
+        latest = self.clock() - shelf.spec.ttl
+        for entry in [entry for entry in shelf.ready if entry.since <= latest]:
+            shelf.ready.remove(entry)
+            expired = Delivery(message=entry.message, queue=shelf.spec.name)
+            self.bury(expired, "expired", "")
+        heapq.heapify(shelf.ready)
+
+
+shared_stores: dict[str, Store] = {}
+shared_stores_lock = threading.Lock()
+
+
+class MemoryTransport:
+    """Queues in this process, for tests and for reading."""
+
+    def __init__(self, url: str = "memory://", *, clock: Callable[[], float] = time.time) -> None:
+        parts = urlsplit(url)
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ConfigError(f"{url}: write memory:// or memory://NAME")
+        if parts.netloc:
+            with shared_stores_lock:
+                self.store = shared_stores.setdefault(parts.netloc, Store(clock))
+        else:
+            self.store = Store(clock)
+
+    def declare(self, spec: QueueSpec) -> bool:
+        with self.store.changed:
+            existing = self.store.shelves.get(spec.name)
+            if existing:
+                if different := spec.differences(existing.spec):
+                    raise QueueMismatch(spec.name, different)
+                return False
+            for name in (spec.name + DEAD_SUFFIX, spec.name):
+                asked = spec if name == spec.name else QueueSpec(name=name)
+                made = Shelf(replace(asked, type=asked.type or "quorum"))
+                self.store.shelves.setdefault(name, made)
+            return True
+
+    def publisher(self) -> MemoryPublisher:
+        return MemoryPublisher(self.store)
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        return MemoryConsumer(self.store, queue, prefetch)
+
+    def stats(self, queue: str) -> QueueStats:
+        with self.store.changed:
+            shelf = self.store.shelf(queue)
+            self.store.expire(shelf)
+            dead = self.store.shelves.get(queue + DEAD_SUFFIX)
+            oldest = min((entry.since for entry in shelf.ready), default=None)
+            return QueueStats(
+                ready=len(shelf.ready),
+                delayed=0,
+                in_flight=sum(len(consumer.out) for consumer in shelf.consumers),
+                dead=len(dead.ready) if dead else 0,
+                consumers=len(shelf.consumers),
+                oldest=None if oldest is None else max(0.0, self.store.clock() - oldest),
+            )
+
+    def queues(self) -> list[str]:
+        with self.store.changed:
+            return sorted(self.store.shelves)
+
+    def purge(self, queue: str) -> int:
+        with self.store.changed:
+            shelf = self.store.shelf(queue)
+            dropped, shelf.ready = len(shelf.ready), []
+            return dropped
+
+    def delete(self, queue: str) -> None:
+        with self.store.changed:
+            self.store.shelves.pop(queue, None)
+            self.store.changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryPublisher:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.closed = False
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        if self.closed:
+            raise ConnectionLost("this publisher is closed")
+        failures: list[tuple[Message, NotSent]] = []
+        with self.store.changed:
+            shelf = self.store.shelves.get(queue)
+            for message in messages:
+                if shelf is None:
+                    failures.append((message, Unroutable(f"queue {queue} does not exist")))
+                elif len(shelf.ready) == shelf.spec.max_length:
+                    failures.append((message, QueueFull(f"queue {queue} is full")))
+                else:
+                    self.store.put(shelf, message)
+            self.store.changed.notify_all()
+        if failures:
+            sent = len(messages) - len(failures)
+            raise NotSent(str(failures[0][1]), failures=failures, sent=sent)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class MemoryConsumer:
+    def __init__(self, store: Store, queue: str, prefetch: int) -> None:
+        self.store = store
+        self.queue = queue
+        self.prefetch = prefetch
+        self.out: dict[Delivery, Entry] = {}
+        self.woken = False
+        self.paused = False
+        self.closed = False
+        with store.changed:
+            self.shelf = store.shelf(queue)
+            self.shelf.consumers.add(self)
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.out)
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        deadline = time.monotonic() + timeout
+        with self.store.changed:
+            while True:
+                self.check()
+                taken = [] if self.woken else self.take(limit)
+                rest = deadline - time.monotonic()
+                if taken or self.woken or rest <= 0:
+                    self.woken = False
+                    return taken
+                self.store.changed.wait(rest)
+
+    def take(self, limit: int) -> list[Delivery]:
+        if self.paused:
+            return []
+        self.store.expire(self.shelf)
+        if self.prefetch:
+            limit = min(limit, self.prefetch - len(self.out))
+        taken = []
+        while len(taken) < limit and self.shelf.ready:
+            entry = heapq.heappop(self.shelf.ready)
+            delivery = Delivery(
+                message=entry.message,
+                queue=self.queue,
+                attempt=attempt_of(entry.message.headers),
+                redelivered=entry.redelivered,
+            )
+            self.out[delivery] = entry
+            taken.append(delivery)
+        return taken
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        with self.store.changed:
+            self.check()
+            deliveries = {outcome.delivery for outcome in outcomes}
+            if len(deliveries) < len(outcomes) or not deliveries <= self.out.keys():
+                raise ValueError("a delivery is settled once, by the consumer that received it")
+            for outcome in outcomes:
+                self.settle_one(outcome)
+            self.store.changed.notify_all()
+
+    def settle_one(self, outcome: Outcome) -> None:
+        match outcome:
+            case Requeue(delivery):
+                self.give_back(self.out[delivery])
+            case Retry(delivery):
+                self.store.put(self.shelf, retry_copy(delivery))
+            case Reject(delivery, reason, error):
+                self.store.bury(delivery, reason, error)
+            case Ack(delivery):
+                pass
+        del self.out[delivery]
+
+    def give_back(self, entry: Entry) -> None:
+        entry.redelivered = True
+        heapq.heappush(self.shelf.ready, entry)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def wake(self) -> None:
+        with self.store.changed:
+            self.woken = True
+            self.store.changed.notify_all()
+
+    def close(self) -> None:
+        with self.store.changed:
+            if self.closed:
+                return
+            self.closed = True
+            for entry in self.out.values():
+                self.give_back(entry)
+            self.out.clear()
+            self.shelf.consumers.discard(self)
+            self.store.changed.notify_all()
+
+    def check(self) -> None:
+        if self.closed:
+            raise ConsumerLost("this consumer is closed")
+        if self.store.shelves.get(self.queue) is not self.shelf:
+            self.out.clear()
+            raise ConsumerLost(f"queue {self.queue} was deleted")
