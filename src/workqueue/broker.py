@@ -1,0 +1,66 @@
+"""`connect(url)` gives a Broker, and a Broker gives queues."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from workqueue import registry
+from workqueue.queue import Queue
+from workqueue.transport import QueueSpec, QueueType, Transport
+
+
+def connect(url: str | None = None, *, management_url: str | None = None) -> Broker:
+    """The broker at `url`: `sqlite:///file.db`, `amqp://user:password@host/vhost`, `memory://`.
+
+    Without one it is `WORKQUEUE_URL`, or else a file in the user's state folder, made on first
+    use. Nothing is connected until something is sent or worked on. `management_url` is that of
+    RabbitMQ's management API, for figures that AMQP does not give.
+
+    Raises ConfigError or UnknownScheme.
+    """
+    if url is None:
+        url = registry.default_url()
+        if url == f"sqlite:///{registry.default_file()}":
+            registry.default_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Broker(registry.open_transport(url, management_url))
+
+
+class Broker:
+    """A place where queues are. Thread-safe; a context manager that closes it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def queue(
+        self,
+        name: str,
+        *,
+        type: QueueType | None = None,
+        max_length: int | None = None,
+        ttl: float | None = None,
+    ) -> Queue:
+        """The queue `name`. It is made on first use, and otherwise taken as it is.
+
+        With options (see `QueueSpec`) an existing queue is compared instead, and QueueMismatch
+        says what differs. Raises ConfigError for a name or an option that cannot be.
+        """
+        return Queue(self, QueueSpec(name=name, type=type, max_length=max_length, ttl=ttl))
+
+    def queues(self) -> list[str]:
+        """The names of all queues, dead-letter queues among them. May raise Unsupported."""
+        return self.transport.queues()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,166 @@
+"""Between a payload and the bytes on the wire: bytes, text and JSON, and nothing that runs code.
+
+What is sent is the body alone, without an envelope, and its content type says how to read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from workqueue.errors import BadPayload
+
+JSON = "application/json"
+TEXT = "text/plain"
+BYTES = "application/octet-stream"
+
+PLAIN_ENCODINGS = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-ascii", "ascii"})
+"""Content encodings that leave the body as it is; some clients name the character set here."""
+
+RUNS_CODE = ("pickle", "python-serialize", "yaml")
+"""Parts of content types whose decoders can be made to run code. There is no way to switch them on."""
+
+
+def encode(payload: object) -> tuple[bytes, str]:
+    """The body and content type of `payload`: bytes as they are, str as UTF-8, all else as JSON.
+
+    Raises BadPayload for what JSON cannot say: foreign objects, NaN and infinities, lone
+    surrogates.
+    """
+    try:
+        match payload:
+            case bytes() | bytearray() | memoryview():
+                return bytes(payload), BYTES
+            case str():
+                return payload.encode(), TEXT
+            case _:
+                body = msgspec.json.encode(payload)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise BadPayload(f"this payload cannot be sent: {error}") from error
+    # msgspec writes NaN and infinities as null: a number would silently become nothing.
+    if b"null" in body and has_nonfinite(msgspec.to_builtins(payload)):
+        raise BadPayload("this payload cannot be sent: JSON has no NaN and no infinity")
+    return body, JSON
+
+
+def has_nonfinite(value: object) -> bool:
+    """Whether a float anywhere in these JSON values is NaN or infinite."""
+    match value:
+        case float():
+            return not math.isfinite(value)
+        case dict():
+            return any(has_nonfinite(item) for item in value.values())
+        case list() | tuple():
+            return any(has_nonfinite(item) for item in value)
+        case _:
+            return False
+
+
+def decode(
+    body: bytes,
+    content_type: str | None,
+    content_encoding: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+) -> Any:
+    """The payload in `body`, by its content type: JSON values, text, or else the bytes themselves.
+
+    A body without a content type, as plain AMQP clients send it, is text if it is UTF-8. Raises
+    BadPayload, with what a person needs to know, for a body that is not what it claims to be, is
+    compressed, or claims to be something that only code could read.
+    """
+    media, charset = media_type(content_type)
+    if any(word in media for word in RUNS_CODE):
+        raise BadPayload(f"content type {media} is not accepted: reading it could run code")
+    compression = compression_of(content_encoding, headers or {})
+    if compression:
+        raise BadPayload(f"the body is compressed ({compression}), which is not supported")
+    if media == JSON or media.endswith("+json"):
+        return decode_json(body)
+    if media.startswith("text/"):
+        return decode_text(body, charset)
+    if not media:
+        return text_if_utf8(body)
+    return body
+
+
+def media_type(content_type: str | None) -> tuple[str, str]:
+    """The type and its charset, both in lower case; the charset of text is UTF-8 unless named."""
+    media, *parameters = (content_type or "").lower().split(";")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset" and value.strip():
+            return media.strip(), value.strip().strip('"')
+    return media.strip(), "utf-8"
+
+
+def compression_of(content_encoding: str | None, headers: Mapping[str, Any]) -> str:
+    """What the body was compressed with, or nothing: by the standard property, or kombu's header."""
+    encoding = (content_encoding or "").lower()
+    if encoding not in PLAIN_ENCODINGS:
+        return encoding
+    return str(headers.get("compression") or "")
+
+
+def decode_json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise BadPayload(f"the body is not the JSON it claims to be: {error}") from error
+
+
+def decode_text(body: bytes, charset: str) -> str:
+    try:
+        return body.decode(charset)
+    except (LookupError, ValueError) as error:
+        raise BadPayload(f"the body is not the text it claims to be: {error}") from error
+
+
+def text_if_utf8(body: bytes) -> str | bytes:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return body
+
+
+def check_headers(headers: Mapping[str, Any], depth: int = 0) -> None:
+    """Raise BadPayload unless `headers` can travel on every transport.
+
+    Names are text of 1 to 255 bytes; values are None, bool, 64-bit int, finite float, str, bytes,
+    or lists and tables of these, at most sixteen deep. RabbitMQ drops the whole connection over
+    an infinity or NaN.
+    """
+    for name, value in headers.items():
+        if not (isinstance(name, str) and encodable(name) and 0 < len(name.encode()) <= 255):
+            raise BadPayload(f"header name {name!r}: text of 1 to 255 bytes, please")
+        check_header_value(name, value, depth)
+
+
+def check_header_value(name: str, value: object, depth: int) -> None:
+    match value:
+        case None | bool() | bytes():
+            return
+        case float() if math.isfinite(value):
+            return
+        case int() if -(2**63) <= value < 2**63:
+            return
+        case str() if encodable(value):
+            return
+        case list() | tuple() if depth < 16:
+            for item in value:
+                check_header_value(name, item, depth + 1)
+            return
+        case dict() if depth < 16:
+            check_headers(value, depth + 1)
+            return
+    raise BadPayload(f"header {name}: a {type(value).__name__} like this cannot travel")
+
+
+def encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,358 @@
+"""Sending: a task is kept by the broker when `send` returns, or named in an error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from workqueue.codec import check_headers, encode
+from workqueue.errors import (
+    BadPayload,
+    ConnectionLost,
+    NotSent,
+    QueueFull,
+    Unconfirmed,
+    Unroutable,
+)
+from workqueue.message import DEFAULT_PRIORITY, Message, new_id
+from workqueue.queue import Queue
+from workqueue.transport import Publisher
+
+log = logging.getLogger("workqueue.producer")
+
+CHUNK_MESSAGES = 1_000
+CHUNK_BYTES = 4 * 1024 * 1024
+"""How much `send_many` holds in memory at once."""
+
+WORTH_ANOTHER_TRY = (Unroutable, QueueFull, Unconfirmed)
+
+SLOW_SOURCE = 0.005
+"""Seconds. A source that takes longer than this for its next payload is not kept waiting for it."""
+
+
+class Producer:
+    """Sends to one queue. Any number of threads may share one: what they send at the same time
+    travels together.
+
+    `timeout` (seconds) is how long one `send` may take in all, with everything it does to get the
+    message placed: wait for a full queue or a blocked broker, reconnect, send again under the
+    same id. `connect_timeout` is how long to look for a broker that was never reached yet.
+    """
+
+    def __init__(self, queue: Queue, *, timeout: float = 30.0, connect_timeout: float = 5.0) -> None:
+        self.queue = queue
+        self.timeout = timeout
+        self.connect_timeout = min(connect_timeout, timeout)
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """No connection, and nobody sending: at the beginning, and in a forked child.
+
+        A child that went on with its parent's connection would write into the parent's stream.
+        """
+        self.pid = os.getpid()
+        self.publisher: Publisher | None = None
+        self.reached = False
+        self.declared = not self.queue.spec.asks
+        self.created = False
+        self.door = threading.Lock()
+        self.turn = threading.Lock()
+        self.line: list[Parcel] = []
+
+    def send(
+        self,
+        payload: object,
+        *,
+        id: str | None = None,
+        type: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        content_type: str | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+    ) -> str:
+        """`payload` is kept by the broker when this returns; its id.
+
+        bytes go as they are, str as text, anything else as JSON. Raises BadPayload before
+        anything is sent; NotSent, of the kind that says why, if the message was not placed
+        (`Unconfirmed`: its fate is unknown); ConnectionLost if no broker was reached;
+        AccessRefused, QueueMismatch or StorageError if there is no use in trying.
+        """
+        message = make_message(
+            payload,
+            id=id,
+            type=type,
+            headers=headers,
+            priority=priority,
+            content_type=content_type,
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+        )
+        self.send_messages([message])
+        assert message.id is not None
+        return message.id
+
+    def send_many(self, payloads: Iterable[object]) -> int:
+        """All of `payloads` are kept by the broker when this returns; how many there were.
+
+        Takes them as they come, a chunk at a time, so memory does not grow with their number; a
+        source that is slow has each payload sent at once. Raises as `send` does; NotSent tells
+        how many were `sent`, of all of them.
+        """
+        sent = 0
+        for chunk in in_chunks(make_message(payload) for payload in payloads):
+            try:
+                self.send_messages(chunk)
+            except NotSent as error:
+                error.sent += sent
+                raise
+            sent += len(chunk)
+        return sent
+
+    def send_messages(self, messages: Sequence[Message]) -> None:
+        """The same for messages made by the caller: each an object of its own, with its id."""
+        if os.getpid() != self.pid:
+            self.start_afresh()
+        parcel = Parcel(messages)
+        with self.door:
+            self.line.append(parcel)
+        with self.turn:
+            # Whoever has the turn carries all that wait; the others find theirs carried.
+            if not parcel.carried:
+                with self.door:
+                    line, self.line = self.line, []
+                self.carry(line)
+        parcel.tell()
+
+    def carry(self, parcels: list[Parcel]) -> None:
+        """Each parcel is placed or knows why not, so that nobody waits in vain."""
+        load = Load([message for parcel in parcels for message in parcel.messages])
+        try:
+            self.place(load)
+        except StillPending:
+            pass  # time is up: the causes are on record
+        except Exception as error:
+            load.error = error
+            self.hang_up()
+        except BaseException:  # Ctrl-C in the middle: the connection is in an unknown state
+            load.error = ConnectionLost("interrupted while sending")
+            self.hang_up()
+            raise
+        finally:
+            for parcel in parcels:
+                parcel.settle(load)
+
+    def place(self, load: Load) -> None:
+        """Try, and try again, until all is placed, refused for good, or time is up."""
+        from tenacity import Retrying, retry_if_exception_type, stop_any, wait_random_exponential
+
+        began = time.monotonic()
+
+        def time_is_up(state: object) -> bool:
+            limit = self.timeout if self.reached else self.connect_timeout
+            return time.monotonic() - began >= limit
+
+        attempts = Retrying(
+            retry=retry_if_exception_type((ConnectionLost, StillPending)),
+            stop=stop_any(time_is_up),
+            wait=wait_random_exponential(multiplier=0.05, max=2.0),
+            reraise=True,
+        )
+        for attempt in attempts:
+            with attempt:
+                left = began + self.timeout - time.monotonic()
+                self.place_once(load, timeout=max(left, 0.1))
+
+    def place_once(self, load: Load, timeout: float) -> None:
+        self.prepare()
+        # A connection that has gone silent must leave time for a second one.
+        patience = min(timeout, max(self.timeout / 3, 1.0))
+        self.publish(load, patience)
+        if load.unroutable() and self.publisher is not None:
+            self.created |= self.queue.declare()
+            self.publish(load, patience)
+        if load.pending:
+            raise StillPending
+
+    def prepare(self) -> None:
+        """A queue that was asked for by its parameters has them, and we have a connection."""
+        if not self.declared:
+            self.created |= self.queue.declare()
+            self.declared = self.reached = True
+        if self.publisher is None:
+            self.publisher = self.queue.transport.publisher()
+            self.reached = True
+
+    def publish(self, load: Load, patience: float) -> None:
+        assert self.publisher is not None
+        try:
+            self.publisher.publish(self.queue.name, list(load.pending.values()), patience)
+        except NotSent as error:
+            load.note(error)
+            if any(isinstance(cause, Unconfirmed) for _, cause in error.failures):
+                self.hang_up()
+        except ConnectionLost:
+            self.hang_up()
+            raise
+        else:
+            load.pending.clear()
+
+    def hang_up(self) -> None:
+        publisher, self.publisher = self.publisher, None
+        if publisher is not None:
+            publisher.close()
+
+    def close(self) -> None:
+        """Hang up; safe to call twice. A later `send` connects again."""
+        if os.getpid() == self.pid:
+            with self.turn:
+                self.hang_up()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class StillPending(Exception):  # noqa: N818 - never leaves this module
+    """Some messages are not placed yet, and it makes sense to try again."""
+
+
+class Load:
+    """The messages of one turn: which are still to be placed, and what became of the others.
+
+    `error` ended the turn before all were placed.
+    """
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.pending = {id(message): message for message in messages}
+        self.causes: dict[int, NotSent] = {}
+        self.error: Exception | None = None
+
+    def note(self, error: NotSent) -> None:
+        """What was placed is done, and what can never be placed is done too."""
+        failed = {id(message): cause for message, cause in error.failures}
+        self.causes |= failed
+        self.pending = {
+            key: message
+            for key, message in self.pending.items()
+            if isinstance(failed.get(key), WORTH_ANOTHER_TRY)
+        }
+
+    def unroutable(self) -> bool:
+        return any(isinstance(self.causes.get(key), Unroutable) for key in self.pending)
+
+    def cause(self, message: Message) -> NotSent | None:
+        """Why `message` was not placed, or None if it was."""
+        cause = self.causes.get(id(message))
+        if id(message) in self.pending:
+            return cause or Unconfirmed(str(self.error or "time is up"))
+        # A cause of the first kind belongs to a try before the one that placed it.
+        return None if isinstance(cause, WORTH_ANOTHER_TRY) else cause
+
+    def untouched(self, message: Message) -> bool:
+        """Whether `message` was never handed to a broker that might have kept it."""
+        return id(message) in self.pending and not isinstance(
+            self.causes.get(id(message)), Unconfirmed
+        )
+
+
+class Parcel:
+    """What one caller sends."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self.carried = False
+        self.failures: list[tuple[Message, NotSent]] = []
+        self.error: Exception | None = None
+
+    def settle(self, load: Load) -> None:
+        self.failures = [
+            (message, cause) for message in self.messages if (cause := load.cause(message))
+        ]
+        untouched = all(load.untouched(message) for message in self.messages)
+        self.error = load.error if untouched else None
+        self.carried = True
+
+    def tell(self) -> None:
+        """Raise what the caller has to know, if anything."""
+        if self.failures and self.error:
+            raise self.error
+        if self.failures:
+            raise not_sent(self.failures, len(self.messages))
+
+
+def not_sent(failures: list[tuple[Message, NotSent]], total: int) -> NotSent:
+    """One error for all: of the kind of its cause if there is but one message."""
+    sent = total - len(failures)
+    cause = failures[0][1]
+    if total == 1:
+        return type(cause)(str(cause), failures=failures, sent=sent, hint=cause.hint)
+    told = f"{len(failures)} of {total} messages were not sent: {cause}"
+    return NotSent(told, failures=failures, sent=sent, hint=cause.hint)
+
+
+def make_message(
+    payload: object,
+    *,
+    id: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+    priority: int = DEFAULT_PRIORITY,
+    content_type: str | None = None,
+    **properties: str | None,
+) -> Message:
+    """A message as `Producer.send` makes it. Raises BadPayload."""
+    body, natural_type = encode(payload)
+    if headers:
+        check_headers(headers)
+    if not 0 <= priority <= 9:
+        raise BadPayload(f"priority {priority}: choose between 0 and 9")
+    return Message(
+        body=body,
+        id=id or new_id(),
+        content_type=content_type or natural_type,
+        headers=dict(headers or {}),
+        priority=priority,
+        sent_at=time.time(),
+        **properties,
+    )
+
+
+def in_chunks(messages: Iterator[Message]) -> Iterator[list[Message]]:
+    """Lists of messages, as long as is good for the broker and as short as the source is slow.
+
+    If the source fails, what it gave before is still handed on first.
+    """
+    chunk: list[Message] = []
+    size = 0
+    failure: Exception | None = None
+    while True:
+        asked = time.perf_counter()
+        try:
+            message = next(messages)
+        except StopIteration:
+            break
+        except Exception as error:  # the source's own; it is raised when its chunk is sent
+            failure = error
+            break
+        chunk.append(message)
+        size += len(message.body)
+        slow = time.perf_counter() - asked > SLOW_SOURCE
+        if slow or len(chunk) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+    if failure is not None:
+        raise failure

@@ -1,0 +1,94 @@
+"""From the scheme of a URL to the transport that serves it, through entry points.
+
+A transport is found under its URL scheme in the entry-point group `workqueue.transports`; the
+built-in ones are registered in the same way. Only the one that is needed is loaded, so a broken
+plugin breaks nothing but itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workqueue.errors import ConfigError, UnknownScheme, Unsupported, WorkqueueError
+from workqueue.transport import Transport
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+TRANSPORTS = "workqueue.transports"
+GROUPS = (TRANSPORTS, "workqueue.middleware", "workqueue.commands")
+
+
+def open_transport(url: str, management_url: str | None = None) -> Transport:
+    """The transport for `url`; nothing is connected yet.
+
+    Raises UnknownScheme, saying what is installed; ConfigError for a URL that makes no sense or
+    a plugin that cannot be loaded; Unsupported for a management URL where there is no such thing.
+    """
+    scheme = scheme_of(url)
+    entry_point = find(TRANSPORTS, scheme)
+    if entry_point is None:
+        raise UnknownScheme(
+            f"no transport for {scheme}:// is installed",
+            hint=f"Installed: {', '.join(names(TRANSPORTS))}. "
+            f"A plugin for it would be the distribution workqueue-{scheme}.",
+        )
+    factory = load(entry_point)
+    if management_url is None:
+        return factory(url)  # type: ignore[no-any-return]  # what a plugin returns is its promise
+    if not scheme.startswith("amqp"):
+        raise Unsupported(f"{scheme}:// has no management API: leave out the management URL")
+    return factory(url, management_url=management_url)  # type: ignore[no-any-return]
+
+
+def load(entry_point: EntryPoint) -> type:
+    try:
+        return entry_point.load()  # type: ignore[no-any-return]
+    except WorkqueueError:
+        raise
+    except Exception as error:
+        distribution = entry_point.dist.name if entry_point.dist else "an unknown distribution"
+        raise ConfigError(
+            f"the plugin {entry_point.name} of {distribution} cannot be loaded: "
+            f"{type(error).__name__}: {error}",
+            hint="See all of them: workqueue plugins",
+        ) from error
+
+
+def scheme_of(url: str) -> str:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
+    if not match:
+        raise ConfigError(
+            "the broker's URL has no scheme",
+            hint="Write sqlite:///jobs.db or amqp://user:password@host/vhost",
+        )
+    return match[1].lower()
+
+
+def find(group: str, name: str) -> EntryPoint | None:
+    # Imported late: the module costs more than all of ours, and not every command needs it.
+    from importlib.metadata import entry_points
+
+    found = entry_points(group=group, name=name)
+    return next(iter(found), None)
+
+
+def names(group: str) -> list[str]:
+    from importlib.metadata import entry_points
+
+    return sorted({entry_point.name for entry_point in entry_points(group=group)})
+
+
+def default_url() -> str:
+    """`WORKQUEUE_URL`, or else the embedded file in the user's state folder."""
+    return os.environ.get("WORKQUEUE_URL") or f"sqlite:///{default_file()}"
+
+
+def default_file() -> Path:
+    """`$XDG_STATE_HOME/workqueue/queue.db`, where two terminals in different folders meet."""
+    from platformdirs import user_state_path
+
+    return user_state_path("workqueue", appauthor=False) / "queue.db"
