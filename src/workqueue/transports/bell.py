@@ -1,0 +1,42 @@
+"""A bell: any thread rings it, and the one that sleeps in `poll` on its descriptor wakes."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+
+class Bell:
+    """Rung once or many times, it is answered once. Ringing is cheap, and safe after closing."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.rung = False
+        self.reader, self.writer = os.pipe()
+
+    def fileno(self) -> int:
+        """Readable while the bell is rung."""
+        return self.reader
+
+    def ring(self) -> None:
+        with self.lock:
+            if not self.rung and self.writer >= 0:
+                self.rung = True
+                os.write(self.writer, b"!")
+
+    def answer(self) -> bool:
+        """Whether it was rung since the last answer."""
+        with self.lock:
+            if not self.rung:
+                return False
+            self.rung = False
+            os.read(self.reader, 1)
+            return True
+
+    def close(self) -> None:
+        with self.lock:
+            if self.writer >= 0:
+                os.close(self.writer)
+                os.close(self.reader)
+                self.reader = self.writer = -1
+                self.rung = False

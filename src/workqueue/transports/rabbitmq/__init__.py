@@ -1,0 +1,15 @@
+"""RabbitMQ, through kombu: durable queues, confirmed publishing, acknowledgement after the work.
+
+Reading order, the way a message goes:
+
+    address     a URL, taken strictly
+    topology    which queues, with which arguments, for which version: pure
+    wire        frames, to and from bytes: pure
+    link        one connection: kombu's handshake and methods over our reads and writes
+    confirms    which published message is safe: pure
+    publisher   sends, in a window
+    copier      publishes the copies that retries and dead letters make, beside a consumer
+    consumer    lends deliveries and settles them
+    driver      the transport that makes them, and looks at queues
+    management  figures that only RabbitMQ's HTTP API has
+"""

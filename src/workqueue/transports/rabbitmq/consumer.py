@@ -1,0 +1,333 @@
+"""Lends messages from RabbitMQ, and settles them.
+
+Deliveries come in lanes. A lane is a channel with one consumer on it. One lane is enough where
+deliveries stay ours until we settle them. Where the broker's acknowledgement timeout may pass
+(see `topology`), each slot gets a lane of its own: up to RabbitMQ 4.2 the timeout closes the
+whole channel, and from 4.3 on it cancels the whole consumer, so in a shared lane one long task
+would drag the others with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import amqp
+
+from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
+from workqueue.message import Delivery, Message
+from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
+from workqueue.transports.bell import Bell
+from workqueue.transports.copies import attempt_of, dead_copy, retry_copy
+from workqueue.transports.rabbitmq import wire
+from workqueue.transports.rabbitmq.copier import Copier, Copy
+from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
+from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
+from workqueue.transports.rabbitmq.survey import Survey
+
+log = logging.getLogger("workqueue.rabbitmq")
+
+MOST_LANES = 64
+
+
+class Lane:
+    """One channel with one consumer. `held` is what was delivered on it and is not settled."""
+
+    def __init__(
+        self, link: Link, survey: Survey, prefetch: int, arrived: Callable[[Delivery], None]
+    ) -> None:
+        self.link = link
+        self.survey = survey
+        self.arrived = arrived
+        self.held: dict[int, Delivery] = {}
+        self.ended: str | None = None
+        self.opening = True
+        self.channel = link.channel()
+        self.number: int = self.channel.channel_id
+        link.wire.taps[self.number] = self.on_method
+        self.channel.basic_qos(0, prefetch, False)
+        self.tag: str = self.channel.basic_consume(
+            survey.queue, no_ack=False, arguments=survey.consumer_arguments()
+        )
+        self.opening = False
+
+    def on_method(self, inbound: wire.Inbound) -> None:
+        match inbound.method:
+            case wire.DELIVER:
+                self.deliver(inbound)
+            case wire.CANCEL:
+                self.ended = "RabbitMQ cancelled the consumer"
+            case wire.CHANNEL_CLOSE:
+                self.link.wire.forget_channel(self.number)
+                closed = ChannelClosed(self.number, *wire.decode_refusal(inbound.arguments))
+                self.ended = closed.text
+                if self.opening:
+                    raise closed
+
+    def deliver(self, inbound: wire.Inbound) -> None:
+        assert inbound.message is not None
+        deliver = wire.decode_deliver(inbound.arguments)
+        headers = inbound.message.headers
+        delivery = Delivery(
+            message=inbound.message,
+            queue=self.survey.queue,
+            attempt=attempt_of(headers),
+            redelivered=deliver.redelivered,
+            deaths=deaths_of(headers) if deliver.redelivered else 0,
+            unreadable=inbound.unreadable,
+            receipt=(self, deliver.tag),
+        )
+        self.held[deliver.tag] = delivery
+        self.arrived(delivery)
+
+    def ack(self, tags: list[int]) -> bytes:
+        """Frames that acknowledge `tags`, in as few as can be."""
+        frames = []
+        acked = set(tags)
+        through = 0
+        for tag in self.held:  # in the order of delivery, so of tags
+            if tag not in acked:
+                break
+            through = tag
+        if through:
+            frames.append(wire.encode_ack(self.number, through, multiple=True))
+        frames += [
+            wire.encode_ack(self.number, tag, multiple=False) for tag in tags if tag > through
+        ]
+        for tag in tags:
+            del self.held[tag]
+        return b"".join(frames)
+
+    def give_back(self, tags: list[int]) -> bytes:
+        """Frames that hand `tags` back to the queue."""
+        for tag in tags:
+            del self.held[tag]
+        return b"".join(wire.encode_nack(self.number, tag, multiple=False) for tag in tags)
+
+    def close(self) -> None:
+        """Hang up this lane alone; what it held goes back to the queue."""
+        self.link.wire.taps[self.number] = self.ignore
+        if self.channel.connection is not None:
+            with suppress(amqp.RecoverableConnectionError):  # the broker closed it at the same time
+                self.channel.close()
+        self.link.wire.taps.pop(self.number, None)
+
+    def ignore(self, inbound: wire.Inbound) -> None:
+        if inbound.method == wire.CHANNEL_CLOSE:
+            self.link.wire.forget_channel(self.number)
+
+
+class RabbitMQConsumer:
+    """See `workqueue.transport.Consumer`."""
+
+    def __init__(
+        self,
+        link: Link,
+        survey: Survey,
+        prefetch: int,
+        copier_connection: Callable[[], RabbitMQPublisher],
+        repair: Callable[[], None],
+    ) -> None:
+        self.link = link
+        self.survey = survey
+        self.queue = survey.queue
+        self.arrivals: deque[Delivery] = deque()
+        self.out: set[Delivery] = set()
+        self.copying: set[Delivery] = set()
+        self.taken_back: list[Delivery] = []
+        self.paused = False
+        self.finished: str | None = None
+        self.bell = Bell()
+        self.copier = Copier(copier_connection, repair, self.wake)
+        lanes, self.lane_prefetch = split(prefetch, one=survey.guarded)
+        self.lanes = [self.open_lane() for _ in range(lanes)]
+
+    def open_lane(self) -> Lane:
+        return Lane(self.link, self.survey, self.lane_prefetch, self.arrivals.append)
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.out) + len(self.copying)
+
+    # -- receive
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        self.check()
+        deadline = time.monotonic() + timeout
+        while True:
+            here = limit > 0 and bool(self.arrivals)
+            self.turn(0.0 if here else deadline - time.monotonic())
+            if self.taken_back:
+                lost, self.taken_back = self.taken_back, []
+                raise DeliveriesLost(f"RabbitMQ took back {len(lost)} deliveries", lost)
+            if self.bell.answer():
+                return []
+            received = self.take(limit)
+            if received or time.monotonic() >= deadline:
+                return received
+
+    def turn(self, patience: float) -> None:
+        """Read what there is, waiting at most `patience`; heartbeats; finished copies."""
+        try:
+            with translated():
+                if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
+                    self.link.wire.read()
+                self.link.tick()
+                self.renew_lanes()
+                self.acknowledge_copied()
+        except (ConnectionLost, ChannelClosed) as error:
+            raise self.lose(str(error)) from error
+
+    def take(self, limit: int) -> list[Delivery]:
+        taken: list[Delivery] = []
+        while self.arrivals and len(taken) < limit:
+            taken.append(self.arrivals.popleft())
+        self.out.update(taken)
+        return taken
+
+    def renew_lanes(self) -> None:
+        """A lane that ended is replaced; if it cannot be, the consumer is lost.
+
+        After a cancellation the channel is closed at once: RabbitMQ 4.3 keeps a cancelled
+        consumer until its client answers, hands it messages as soon as it settles anything, and
+        counts each as a failed delivery, until they are dead letters.
+        """
+        for index, lane in enumerate(self.lanes):
+            if lane.ended is None:
+                continue
+            lane.close()
+            held = set(lane.held.values())
+            self.arrivals = deque(d for d in self.arrivals if d not in held)
+            self.taken_back += [d for d in lane.held.values() if d in self.out]
+            self.out -= held
+            self.copying -= held
+            log.warning("RabbitMQ took back what a consumer of %s held: %s", self.queue, lane.ended)
+            if not self.paused:
+                self.lanes[index] = self.open_lane()
+        if self.paused:
+            self.lanes = [lane for lane in self.lanes if lane.ended is None]
+
+    # -- settle
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        self.check()
+        deliveries = {outcome.delivery for outcome in outcomes}
+        known = all(d in self.out or d in self.taken_back for d in deliveries)
+        if len(deliveries) < len(outcomes) or not known:
+            raise ValueError("a delivery is settled once, by the consumer that received it")
+        done: dict[Lane, list[int]] = {}
+        untouched: dict[Lane, list[int]] = {}
+        for outcome in outcomes:
+            delivery = outcome.delivery
+            if delivery not in self.out:
+                continue  # taken back meanwhile; `receive` is about to say so
+            self.out.discard(delivery)
+            lane, tag = delivery.receipt
+            match outcome:
+                case Ack():
+                    done.setdefault(lane, []).append(tag)
+                case Requeue():
+                    untouched.setdefault(lane, []).append(tag)
+                case Retry():
+                    self.copy(delivery, self.queue, retry_copy(delivery))
+                case Reject(_, reason, error):
+                    copy = dead_copy(delivery, reason, error, time.time())
+                    self.copy(delivery, self.queue + DEAD_SUFFIX, copy)
+        self.write([lane.ack(sorted(tags)) for lane, tags in done.items()])
+        self.write([lane.give_back(tags) for lane, tags in untouched.items()])
+
+    def copy(self, delivery: Delivery, queue: str, message: Message) -> None:
+        self.copying.add(delivery)
+        self.copier.post(Copy(delivery, queue, message))
+
+    def acknowledge_copied(self) -> None:
+        """Copies that became safe replace their originals; an original whose copy did not goes
+        back."""
+        frames = []
+        for copy, safe in self.copier.collect():
+            if copy.delivery not in self.copying:
+                continue  # taken back meanwhile: the copy is a duplicate, under the same id
+            self.copying.discard(copy.delivery)
+            lane, tag = copy.delivery.receipt
+            frames.append(lane.ack([tag]) if safe else lane.give_back([tag]))
+        if frames:
+            self.link.wire.write(b"".join(frames))
+
+    def write(self, frames: list[bytes]) -> None:
+        if not frames:
+            return
+        try:
+            with translated():
+                self.link.wire.write(b"".join(frames))
+        except (ConnectionLost, ChannelClosed) as error:
+            raise self.lose(str(error)) from error
+
+    def wake(self) -> None:
+        self.bell.ring()
+
+    # -- life
+
+    def pause(self) -> None:
+        self.check()
+        if self.paused:
+            return
+        self.paused = True
+        try:
+            with translated():
+                for lane in self.lanes:
+                    lane.channel.basic_cancel(lane.tag)
+        except (ConnectionLost, ChannelClosed) as error:
+            raise self.lose(str(error)) from error
+        unread, self.arrivals = list(self.arrivals), deque()
+        self.write([lane.give_back([tag]) for lane, tag in (d.receipt for d in unread)])
+
+    def check(self) -> None:
+        if self.finished is not None:
+            raise ConsumerLost(self.finished)
+
+    def lose(self, why: str) -> ConsumerLost:
+        """Finished: everything out goes back by itself, and nothing of it can be settled here."""
+        self.finish(why)
+        self.link.close(timeout=0.5)
+        return ConsumerLost(why)
+
+    def finish(self, why: str) -> None:
+        self.finished = why
+        self.out.clear()
+        self.copying.clear()
+        self.arrivals.clear()
+        self.copier.close()
+
+    def close(self) -> None:
+        """Handed back one by one, not by hanging up: that would count as a failed delivery."""
+        if self.finished is None:
+            try:
+                with translated():
+                    frames = [lane.give_back(list(lane.held)) for lane in self.lanes]
+                    self.link.wire.write(b"".join(frames), timeout=2.0)
+            except (ConnectionLost, ChannelClosed):
+                pass  # then the broker takes them back by itself
+            self.finish("this consumer is closed")
+            self.link.close()
+        self.bell.close()
+
+
+def deaths_of(headers: object) -> int:
+    """How often a quorum queue counted the message as lost with its consumer.
+
+    Only to be asked of a redelivered message: on a first delivery the header is the sender's own.
+    Up to 4.2, hand-backs are counted with the rest.
+    """
+    count = headers.get("x-delivery-count", 0) if isinstance(headers, dict) else 0
+    return count if isinstance(count, int) and count > 0 else 0
+
+
+def split(prefetch: int, *, one: bool) -> tuple[int, int]:
+    """How many lanes, and how many deliveries each may hold."""
+    if prefetch == 0 or one:
+        return 1, min(prefetch, 65535)
+    lanes = min(prefetch, MOST_LANES)
+    return lanes, -(-prefetch // lanes)

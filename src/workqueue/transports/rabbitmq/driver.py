@@ -1,0 +1,243 @@
+"""The RabbitMQ transport: makes queues, publishers and consumers, and looks at queues."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from workqueue.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectionLost,
+    QueueMismatch,
+    QueueNotFound,
+    Unsupported,
+)
+from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats
+from workqueue.transports.rabbitmq import address
+from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
+from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
+from workqueue.transports.rabbitmq.management import Management
+from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
+from workqueue.transports.rabbitmq.survey import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    Survey,
+    declare,
+    exists,
+    survey,
+)
+from workqueue.transports.rabbitmq.topology import (
+    EXCHANGE,
+    PARAMETERS,
+    dead_arguments,
+    parameter,
+    parse_refusal,
+    queue_arguments,
+)
+
+log = logging.getLogger("workqueue.rabbitmq")
+
+SECOND_LOOKS = 3
+"""At a queue that says it holds nothing: a quorum queue's leader that is busy for 250 ms is
+reported as empty and without consumers."""
+
+
+class RabbitMQTransport:
+    """See `workqueue.transport.Transport`. Holds no connection: each question opens one.
+
+    `management_url` is that of the management API, http[s]://user:password@host:15672.
+    """
+
+    def __init__(self, url: str, *, management_url: str | None = None) -> None:
+        self.address = address.parse(url)
+        self.management = Management(management_url, self.address) if management_url else None
+        self.warned: set[str] = set()
+        self.warned_lock = threading.Lock()
+
+    @contextmanager
+    def link(self, role: str) -> Iterator[Link]:
+        """A connection for a few questions; refusals that nobody expected become ours."""
+        link = Link(self.address, role)
+        try:
+            with translated(), unexpected_refusals():
+                yield link
+        finally:
+            link.close()
+
+    # -- declare
+
+    def declare(self, spec: QueueSpec) -> bool:
+        with self.link("setup") as link:
+            made = not exists(link, spec.name)
+            if spec.asks and not made:
+                self.compare(link, spec)
+            # The dead-letter queue first: a broker that dead-letters into nowhere loses, or
+            # holds the message back for three minutes.
+            self.ensure_dead(link, spec.name + DEAD_SUFFIX)
+            if made:
+                self.make(link, spec)
+            self.bind(link, spec.name, spec.name + DEAD_SUFFIX)
+            return made
+
+    def compare(self, link: Link, spec: QueueSpec) -> None:
+        """Raises QueueMismatch with all that differs."""
+        wanted = queue_arguments(spec, link.abilities)
+        found = survey(link, spec.name, wanted)
+        if found.arguments is None:
+            self.make(link, spec)  # it is refused, with the one difference that can be told
+            return
+        if spec.type is None and found.type in ("quorum", "classic"):
+            existing_type: Any = found.type
+            wanted = queue_arguments(replace(spec, type=existing_type), link.abilities)
+        if different := differences(wanted, found.arguments):
+            raise QueueMismatch(spec.name, different, hint=MISMATCH_HINT)
+
+    def make(self, link: Link, spec: QueueSpec) -> None:
+        try:
+            declare(link, spec.name, queue_arguments(spec, link.abilities))
+        except ChannelClosed as closed:
+            differs = parse_refusal(closed.text) if closed.code == PRECONDITION_FAILED else None
+            if differs is None:
+                raise
+            name, wanted = parameter(differs.argument, differs.wanted)
+            _, existing = parameter(differs.argument, differs.existing)
+            raise QueueMismatch(
+                spec.name, {name: (wanted, existing)}, hint=MISMATCH_HINT
+            ) from closed
+
+    def ensure_dead(self, link: Link, name: str) -> None:
+        if exists(link, name):
+            return
+        try:
+            declare(link, name, dead_arguments())
+        except ChannelClosed as closed:
+            if closed.code != PRECONDITION_FAILED:  # somebody else made it meanwhile
+                raise
+
+    def bind(self, link: Link, *queues: str) -> None:
+        channel = link.channel()
+        channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
+        for queue in queues:
+            channel.queue_bind(queue, EXCHANGE, queue)
+        channel.close()
+
+    # -- send and work
+
+    def publisher(self) -> RabbitMQPublisher:
+        with unexpected_refusals():
+            return RabbitMQPublisher(self.address)
+
+    def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
+        link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
+        try:
+            with translated(), unexpected_refusals():
+                found = survey(link, queue)
+                self.warn_once(found, link.version)
+                return RabbitMQConsumer(
+                    link,
+                    found,
+                    prefetch,
+                    # The default exchange, so that a queue that is fenced off from senders still
+                    # takes the retries of its own messages.
+                    lambda: RabbitMQPublisher(self.address, exchange="", role=f"copies of {queue}"),
+                    lambda: self.repair(queue),
+                )
+        except BaseException:
+            link.close()
+            raise
+
+    def warn_once(self, found: Survey, version: str) -> None:
+        warning = found.warning(version)
+        with self.warned_lock:
+            if warning is None or found.queue in self.warned:
+                return
+            self.warned.add(found.queue)
+        log.warning("%s", warning)
+
+    def repair(self, queue: str) -> None:
+        """A dead-letter queue that somebody deleted is made again."""
+        with self.link("setup") as link:
+            self.ensure_dead(link, queue + DEAD_SUFFIX)
+
+    # -- look and mend
+
+    def stats(self, queue: str) -> QueueStats:
+        with self.link("status") as link:
+            ready, consumers = self.count(link, queue)
+            try:
+                dead: int | None = self.count(link, queue + DEAD_SUFFIX)[0]
+            except QueueNotFound:
+                dead = 0
+        stats = QueueStats(ready=ready, dead=dead, consumers=consumers)
+        return self.management.complete(queue, stats) if self.management else stats
+
+    def count(self, link: Link, queue: str) -> tuple[int, int]:
+        """Ready messages and consumers. Raises QueueNotFound."""
+        counted = (0, 0)
+        for _ in range(SECOND_LOOKS):
+            try:
+                counted = declare(link, queue, None)
+            except ChannelClosed as closed:
+                if closed.code == NOT_FOUND:
+                    raise QueueNotFound(queue) from closed
+                raise
+            if any(counted):
+                break
+        return counted
+
+    def queues(self) -> list[str]:
+        if self.management is None:
+            raise Unsupported(
+                "AMQP cannot list queues",
+                hint="Name the queues, or give --management-url http://user:password@host:15672",
+            )
+        return self.management.queues()
+
+    def purge(self, queue: str) -> int:
+        with self.link("purge") as link:
+            if not exists(link, queue):
+                raise QueueNotFound(queue)
+            return int(link.channel().queue_purge(queue))
+
+    def delete(self, queue: str) -> None:
+        with self.link("delete") as link:
+            if exists(link, queue):
+                link.channel().queue_delete(queue)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+MISMATCH_HINT = "Leave the options out to take the queue as it is, or use another name."
+
+
+def differences(
+    wanted: dict[str, Any], existing: dict[str, Any]
+) -> dict[str, tuple[object, object]]:
+    """What differs, by the names our users know; only what was asked for, if that explains it."""
+    names = [name for name in {**wanted, **existing} if wanted.get(name) != existing.get(name)]
+    asked = [name for name in names if name in PARAMETERS]
+    different = {}
+    for name in asked or names:
+        told, value = parameter(name, wanted.get(name))
+        different[told] = (value, parameter(name, existing.get(name))[1])
+    return different
+
+
+@contextmanager
+def unexpected_refusals() -> Iterator[None]:
+    """A channel that the broker closed for a reason no one took care of."""
+    try:
+        yield
+    except ChannelClosed as closed:
+        if closed.code == ACCESS_REFUSED:
+            raise AccessRefused(f"RabbitMQ refuses: {closed.text}") from closed
+        if closed.code == PRECONDITION_FAILED:
+            raise ConfigError(f"RabbitMQ refuses: {closed.text}") from closed
+        raise ConnectionLost(f"RabbitMQ closed the channel: {closed}") from closed

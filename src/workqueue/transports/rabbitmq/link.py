@@ -1,0 +1,340 @@
+"""One connection to RabbitMQ, used by one thread.
+
+kombu connects, py-amqp speaks everything that is said once: handshake, channels, declarations,
+QoS, consumers, heartbeats, closing. Reads and writes are ours, without blocking: many frames a
+read, many a write, and nothing waits for ever. What py-amqp would do behind our back is headed
+off here: it reopens a channel that the broker closed, without its consumer, and its delivery tags
+begin at one again, so that a late acknowledgement would drop somebody else's message.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from struct import error as StructError  # noqa: N812 - the exception's only name is "error"
+from typing import Any
+
+import amqp
+import kombu
+from amqp.method_framing import frame_writer
+from amqp.spec import Channel as ChannelMethods
+from kombu.transport import pyamqp
+
+import workqueue
+from workqueue.errors import AccessRefused, ConnectionLost, WorkqueueError
+from workqueue.transports.rabbitmq import wire
+from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.topology import Abilities, parse_version
+
+CONNECT_TIMEOUT = 5.0
+CALL_TIMEOUT = 15.0
+"""Seconds. How long the broker may take for the answer to a method."""
+
+SEND_TIMEOUT = 30.0
+"""Seconds. How long a write may take."""
+
+READ_SIZE = 256 * 1024
+MOST_READS = 16
+"""Reads in a row before what was read is looked at."""
+
+TCP_USER_TIMEOUT = 40_000
+"""Milliseconds. py-amqp's own 1,000 would have the kernel cut a connection that a memory alarm
+merely holds up: flooded, it died after 1.3 s instead of waiting."""
+
+
+class ChannelClosed(Exception):  # noqa: N818 - translated before it leaves the driver
+    """The broker closed a channel: `code` and `text` are its own."""
+
+    def __init__(self, channel: int, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.channel = channel
+        self.code = code
+        self.text = text
+
+
+class Writes:
+    """What py-amqp's frame writer writes to."""
+
+    def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:
+        self.write = write
+
+
+Tap = Callable[[wire.Inbound], None]
+"""Takes the deliveries, returns, confirms and closing of one channel in py-amqp's place."""
+
+TAPPED = frozenset({wire.DELIVER, wire.RETURN, wire.ACK, wire.NACK, wire.CANCEL, wire.CHANNEL_CLOSE})
+
+
+class Wire(pyamqp.Connection):  # type: ignore[misc]  # kombu is not typed
+    """py-amqp's connection over our own reads and writes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(frame_writer=self.make_frame_writer, **options)
+        self.reader = wire.FrameReader()
+        self.taps: dict[int, Tap] = {}
+        self.dispatching = False
+        self.poller = select.poll()
+        self.call_timeout = CALL_TIMEOUT
+
+    def make_frame_writer(self, connection: Wire, transport: Any) -> Callable[..., None]:
+        """Called by py-amqp once there is a socket: from here on it never blocks."""
+        transport.sock.setblocking(False)
+        self.poller.register(transport.sock, select.POLLIN)
+        writer: Callable[..., None] = frame_writer(connection, Writes(self.write))
+        return writer
+
+    def connect(self, callback: Any = None) -> Any:
+        try:
+            return super().connect(callback)
+        except BaseException:
+            self.collect()
+            raise
+
+    @property
+    def socket(self) -> Any:
+        """The open socket. py-amqp's own property would connect again if there is none."""
+        transport = self._transport
+        if transport is None or transport.sock is None:
+            raise ConnectionResetError("the connection is closed")
+        return transport.sock
+
+    # -- reading
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """What py-amqp calls while it waits for an answer."""
+        if not self.wait_readable(self.call_timeout if timeout is None else timeout):
+            raise TimeoutError("RabbitMQ does not answer")
+        self.read()
+
+    def wait_readable(self, timeout: float, bell: int | None = None) -> bool:
+        """Whether the socket became readable, within `timeout` seconds or until `bell` is."""
+        if self.reader.ready or self.pending():
+            return True
+        if bell is not None:
+            self.poller.register(bell, select.POLLIN)
+        try:
+            happened = self.poller.poll(max(0.0, timeout) * 1000)
+        finally:
+            if bell is not None:
+                self.poller.unregister(bell)
+        return any(fd != bell for fd, _ in happened)
+
+    def pending(self) -> bool:
+        """Bytes that TLS has decrypted and the kernel no longer shows."""
+        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
+
+    def read(self) -> None:
+        """Take what the socket has, without waiting, and hand on all methods it completes."""
+        for _ in range(MOST_READS):
+            try:
+                data = self.socket.recv(READ_SIZE)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            if not data:
+                self.dispatch()
+                raise ConnectionResetError("RabbitMQ closed the connection")
+            before = self.reader.frames
+            self.reader.feed(data, self.frame_max)
+            self.bytes_recv += self.reader.frames - before
+            if len(data) < READ_SIZE and not self.pending():
+                break
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """In the order of arrival, also when a handler ends up reading more."""
+        while self.reader.ready:
+            inbound = self.reader.ready.popleft()
+            tap = self.taps.get(inbound.channel)
+            self.dispatching = True
+            try:
+                if tap and inbound.method in TAPPED:
+                    tap(inbound)
+                elif inbound.method == wire.CHANNEL_CLOSE:
+                    self.close_channel(inbound)
+                elif self.channels is not None and inbound.channel in self.channels:
+                    self.on_inbound_method(
+                        inbound.channel, inbound.method, inbound.arguments, None
+                    )
+            finally:
+                self.dispatching = False
+
+    def close_channel(self, inbound: wire.Inbound) -> None:
+        """Agree to the closing, forget the channel, and say why it was closed."""
+        self.forget_channel(inbound.channel)
+        code, text = wire.decode_refusal(inbound.arguments)
+        raise ChannelClosed(inbound.channel, code, text)
+
+    def forget_channel(self, number: int) -> None:
+        self.taps.pop(number, None)
+        channel = self.channels.get(number) if self.channels else None
+        if channel is not None:
+            channel.send_method(ChannelMethods.CloseOk)
+            channel.collect()
+
+    # -- writing
+
+    def write(self, data: bytes | memoryview, timeout: float = SEND_TIMEOUT) -> None:
+        """All of it, reading meanwhile, so that two full pipes cannot wait for each other.
+
+        Raises TimeoutError if that takes more than `timeout` seconds.
+        """
+        view = memoryview(data)
+        deadline = time.monotonic() + timeout
+        while view:
+            try:
+                view = view[self.socket.send(view) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self.wait_until_writable(deadline)
+            except ssl.SSLWantReadError:
+                self.wait_readable(deadline - time.monotonic())
+            if view and time.monotonic() > deadline:
+                raise TimeoutError("RabbitMQ takes no more bytes")
+        if data:
+            self.bytes_sent += 1
+
+    def wait_until_writable(self, deadline: float) -> None:
+        sock = self.socket
+        self.poller.modify(sock, select.POLLOUT if self.dispatching else select.POLLIN | select.POLLOUT)
+        try:
+            happened = self.poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        finally:
+            self.poller.modify(sock, select.POLLIN)
+        if any(event & select.POLLIN for _, event in happened):
+            self.read()
+
+
+class WireTransport(pyamqp.Transport):  # type: ignore[misc]  # kombu is not typed
+    """kombu's AMQP transport with our connection in it."""
+
+    Connection = Wire
+
+
+class Link:
+    """An open connection: channels, the server's abilities, and errors that are ours.
+
+    Raises ConnectionLost if none of the address's hosts answers, AccessRefused if one of them
+    refuses the login, the virtual host or the certificate. For one thread, of one process.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        role: str,
+        *,
+        heartbeat: float = 0.0,
+        on_blocked: Callable[[], None] | None = None,
+        on_unblocked: Callable[[], None] | None = None,
+    ) -> None:
+        self.pid = os.getpid()
+        options = {
+            "client_properties": {
+                "product": "workqueue",
+                "version": workqueue.__version__,
+                "connection_name": f"workqueue {role}, process {self.pid} on {socket.gethostname()}",
+            },
+            "socket_settings": {socket.TCP_USER_TIMEOUT: TCP_USER_TIMEOUT}
+            if hasattr(socket, "TCP_USER_TIMEOUT")
+            else {},
+            "on_blocked": lambda _reason: on_blocked() if on_blocked else None,
+            "on_unblocked": on_unblocked,
+        }
+        self.wire = connect(address, heartbeat, options)
+        self.abilities = Abilities(parse_version(self.wire.server_properties.get("version")))
+        self.ticked = time.monotonic()
+
+    @property
+    def version(self) -> str:
+        return str(self.wire.server_properties.get("version", "of unknown version"))
+
+    def channel(self) -> amqp.Channel:
+        """A new channel. The broker closing it by an error raises ChannelClosed where one waits."""
+        return self.wire.channel()
+
+    def tick(self) -> None:
+        """Heartbeats, ours and theirs. To be called about once a second; cheap in between."""
+        now = time.monotonic()
+        if now - self.ticked >= 1.0:
+            self.ticked = now
+            self.wire.heartbeat_tick()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Say good-bye if the broker listens, hang up in any case; safe to call twice."""
+        if self.pid != os.getpid():
+            # The parent's connection: a farewell from here would end it for the parent.
+            close_descriptor(self.wire)
+            return
+        self.wire.call_timeout = timeout
+        self.wire.taps.clear()
+        with suppress(Exception):  # whatever a dying connection raises, it is over
+            self.wire.close()
+        with suppress(Exception):
+            self.wire.collect()
+
+
+def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire:
+    """The first host that answers, in random order, so that clients spread over a cluster."""
+    lost: ConnectionLost | None = None
+    for host, port in random.sample(address.hosts, len(address.hosts)):
+        client = kombu.Connection(
+            hostname=host,
+            port=port,
+            userid=address.user,
+            password=address.password,
+            virtual_host=address.vhost,
+            ssl=address.ssl_options(host) or False,
+            heartbeat=heartbeat,
+            connect_timeout=CONNECT_TIMEOUT,
+            transport=WireTransport,
+            transport_options=dict(options),
+        )
+        try:
+            with translated(f"RabbitMQ at {host}:{port}"):
+                wire: Wire = client.transport.establish_connection()
+                return wire
+        except ConnectionLost as error:
+            lost = error
+    assert lost is not None
+    raise lost
+
+
+def close_descriptor(wire: Wire) -> None:
+    transport = wire._transport  # the property would connect again
+    if transport is not None and transport.sock is not None:
+        with suppress(OSError):
+            os.close(transport.sock.detach())
+
+
+@contextmanager
+def translated(where: str = "RabbitMQ") -> Iterator[None]:
+    """Every foreign error becomes one of ours here, and nowhere else.
+
+    ChannelClosed passes: what it means depends on what was asked.
+    """
+    try:
+        yield
+    except (WorkqueueError, ChannelClosed):
+        raise
+    except ssl.SSLError as error:
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            raise ConnectionLost(f"the connection to {where} was cut") from error
+        reason = getattr(error, "verify_message", "") or error.reason or str(error)
+        raise AccessRefused(f"{where}: TLS failed: {reason}") from error
+    except (amqp.AccessRefused, amqp.NotAllowed) as error:
+        text = str(error.reply_text)
+        if "limit" in text:  # too many connections: another try may succeed
+            raise ConnectionLost(f"{where}: {text}") from error
+        raise AccessRefused(f"{where} refuses: {text}") from error
+    except socket.gaierror as error:
+        raise ConnectionLost(f"cannot reach {where}: {error.strerror}") from error
+    except OSError as error:
+        raise ConnectionLost(f"cannot reach {where}: {error.strerror or error}") from error
+    except amqp.AMQPError as error:
+        raise ConnectionLost(f"{where} closed the connection: {error}") from error
+    except (wire.WireError, StructError) as error:
+        raise ConnectionLost(f"{where} sent what is not AMQP: {error}") from error

@@ -1,0 +1,84 @@
+"""Figures that only RabbitMQ's management API has: what is in flight, and which queues there are.
+
+Its port cannot be known from the AMQP URL, so it is asked only where its URL was given. The
+figures are samples, some seconds old. Source: RabbitMQ documentation, "HTTP API Reference".
+"""
+
+from __future__ import annotations
+
+import base64
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from time import time
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+
+from workqueue.errors import AccessRefused, ConfigError, ConnectionLost
+from workqueue.transport import QueueStats
+from workqueue.transports.rabbitmq.address import Address
+
+TIMEOUT = 5.0
+"""Seconds."""
+
+
+class Management:
+    """The API at `url`, with its own login or, if it names none, that of the AMQP URL."""
+
+    def __init__(self, url: str, address: Address) -> None:
+        parts = urlsplit(url)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if parts.scheme not in ("http", "https") or not host:
+            raise ConfigError(
+                "the management URL cannot be read",
+                hint="Write http://user:password@host:15672",
+            )
+        self.where = f"{host}:{port}" if port else host
+        self.root = f"{parts.scheme}://{self.where}{parts.path.rstrip('/')}/api"
+        self.vhost = quote(address.vhost, safe="")
+        user = unquote(parts.username) if parts.username else address.user
+        password = unquote(parts.password) if parts.password else address.password
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self.headers = {"Authorization": f"Basic {login}"}
+
+    def queues(self) -> list[str]:
+        """All queues of the virtual host, sorted."""
+        return sorted(queue["name"] for queue in self.get(f"queues/{self.vhost}?columns=name"))
+
+    def complete(self, queue: str, stats: QueueStats) -> QueueStats:
+        """`stats` with what AMQP does not tell. Before its first sample, the API says nothing or,
+        of what is in flight, a zero beside counts that contradict it: both are None here."""
+        found = self.get(f"queues/{self.vhost}/{quote(queue, safe='')}")
+        in_flight, total = found.get("messages_unacknowledged"), found.get("messages")
+        if in_flight == 0 and (total or 0) < (stats.ready or 0):
+            in_flight = None
+        oldest = found.get("head_message_timestamp")
+        return replace(
+            stats,
+            in_flight=in_flight,
+            delayed=found.get("messages_delayed"),
+            oldest=max(0.0, time() - oldest) if isinstance(oldest, int) else None,
+        )
+
+    def get(self, path: str) -> Any:
+        request = urllib.request.Request(f"{self.root}/{path}", headers=self.headers)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                return msgspec.json.decode(response.read())
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in (401, 403):
+                raise AccessRefused(f"the management API at {self.where} refuses the login") from error
+            raise ConnectionLost(
+                f"the management API at {self.where} answers {error.code}"
+            ) from error
+        except (OSError, msgspec.DecodeError) as error:
+            reason = getattr(error, "reason", error)
+            raise ConnectionLost(
+                f"cannot reach the management API at {self.where}: {reason}"
+            ) from error

@@ -1,0 +1,486 @@
+"""Frames of AMQP 0-9-1, to and from bytes. Pure: no sockets, no state but what was fed.
+
+Only what a work queue does a million times is here: publish, deliver, acknowledge. Everything
+said once in a connection's life (open, declare, QoS, consume, close) stays with py-amqp.
+
+Reading is tolerant where py-amqp is not: headers are written by strangers, and one message with a
+timestamp in milliseconds, a content type that is not UTF-8 or tables nested a thousand deep must
+not stop a worker. What cannot be read is said beside the message instead.
+
+Grammar and types: AMQP 0-9-1 specification, sections 4.2.3 to 4.2.6, with RabbitMQ's "AMQP
+0-9-1 errata" for the types of table values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, NamedTuple
+
+from workqueue.message import DEFAULT_PRIORITY, Message
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+FRAME_END = 0xCE
+
+BASIC = 60
+DELIVER = (60, 60)
+RETURN = (60, 50)
+GET_OK = (60, 71)
+ACK = (60, 80)
+NACK = (60, 120)
+CANCEL = (60, 30)
+CHANNEL_CLOSE = (20, 40)
+
+CARRIES_CONTENT = frozenset({DELIVER, RETURN, GET_OK})
+
+DEEPEST_TABLE = 64
+"""Tables within tables that are still read. Real headers are two or three deep."""
+
+frame_head = Struct(">BHI")
+two_shorts = Struct(">HH")
+short = Struct(">H")
+long = Struct(">I")
+longlong = Struct(">Q")
+double = Struct(">d")
+body_head = Struct(">HHQ")
+tag_and_bit = Struct(">QB")
+
+
+class WireError(ValueError):
+    """These bytes are not AMQP, or a value cannot be said in it."""
+
+
+class TooLong(WireError):
+    """Properties and headers that do not fit into one frame."""
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Inbound:
+    """One method from the broker, with its message if it carries one."""
+
+    channel: int
+    method: tuple[int, int]
+    arguments: bytes
+    message: Message | None = None
+    unreadable: str | None = None
+
+
+@dataclass(slots=True)
+class Partial:
+    """A method whose content has not arrived in full."""
+
+    inbound: Inbound
+    missing: int = -1
+    chunks: list[bytes] | None = None
+
+
+class FrameReader:
+    """Bytes in, methods out, however the socket cut the bytes."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+        self.frames = 0
+        self.partial: dict[int, Partial] = {}
+        self.ready: deque[Inbound] = deque()
+
+    def feed(self, data: bytes, longest_frame: int) -> None:
+        """Put the methods that `data` completes into `ready`, and count frames in `frames`.
+
+        Raises WireError for what cannot be AMQP; the reader is used up then.
+        """
+        buffer = self.rest + data if self.rest else data
+        position, end = 0, len(buffer)
+        while end - position >= 8:
+            kind, channel, size = frame_head.unpack_from(buffer, position)
+            if size > longest_frame:
+                raise WireError(f"a frame of {size} bytes, where {longest_frame} were agreed")
+            stop = position + 7 + size
+            if stop >= end:
+                break
+            if buffer[stop] != FRAME_END:
+                raise WireError("a frame that does not end where it says")
+            self.take(kind, channel, buffer[position + 7 : stop])
+            position = stop + 1
+        self.rest = buffer[position:]
+
+    def take(self, kind: int, channel: int, payload: bytes) -> None:
+        self.frames += 1
+        if kind == METHOD:
+            if len(payload) < 4:
+                raise WireError("a method frame without a method")
+            inbound = Inbound(channel, two_shorts.unpack_from(payload), payload)
+            if inbound.method in CARRIES_CONTENT:
+                self.partial[channel] = Partial(inbound)
+            else:
+                self.ready.append(inbound)
+        elif kind == HEADER:
+            self.take_header(channel, payload)
+        elif kind == BODY:
+            self.take_body(channel, payload)
+        elif kind != HEARTBEAT:
+            raise WireError(f"a frame of unknown kind {kind}")
+
+    def take_header(self, channel: int, payload: bytes) -> None:
+        partial = self.partial.get(channel)
+        if partial is None or partial.missing >= 0 or len(payload) < 14:
+            raise WireError("a content header out of place")
+        message, unreadable = decode_properties(payload, 12)
+        partial.inbound.message, partial.inbound.unreadable = message, unreadable
+        _, _, partial.missing = body_head.unpack_from(payload)
+        if not partial.missing:
+            self.finish(channel, partial, b"")
+
+    def take_body(self, channel: int, payload: bytes) -> None:
+        partial = self.partial.get(channel)
+        if partial is None or partial.missing < len(payload):
+            raise WireError("a content body out of place")
+        partial.missing -= len(payload)
+        if partial.missing:
+            partial.chunks = partial.chunks or []
+            partial.chunks.append(payload)
+        elif partial.chunks:
+            self.finish(channel, partial, b"".join([*partial.chunks, payload]))
+        else:
+            self.finish(channel, partial, payload)
+
+    def finish(self, channel: int, partial: Partial, body: bytes) -> None:
+        del self.partial[channel]
+        assert partial.inbound.message is not None
+        partial.inbound.message = replace(partial.inbound.message, body=body)
+        self.ready.append(partial.inbound)
+
+
+class Deliver(NamedTuple):
+    """The arguments of basic.deliver that matter here."""
+
+    consumer_tag: bytes
+    tag: int
+    redelivered: bool
+
+
+def decode_deliver(arguments: bytes) -> Deliver:
+    size = arguments[4]
+    tag, redelivered = tag_and_bit.unpack_from(arguments, 5 + size)
+    return Deliver(arguments[5 : 5 + size], tag, bool(redelivered & 1))
+
+
+def decode_settled(arguments: bytes) -> tuple[int, bool]:
+    """Tag and multiple, of basic.ack and basic.nack."""
+    tag, bits = tag_and_bit.unpack_from(arguments, 4)
+    return tag, bool(bits & 1)
+
+
+def decode_refusal(arguments: bytes) -> tuple[int, str]:
+    """Code and text, of channel.close and basic.return."""
+    (code,) = short.unpack_from(arguments, 4)
+    text, _ = read_text(arguments, 6)
+    return code, text
+
+
+def decode_properties(payload: bytes, offset: int) -> tuple[Message, str | None]:
+    """A message without its body, and what of it could not be read, if anything.
+
+    Each property is read by itself, so that one bad one costs no other, as long as it is known
+    where it ends.
+    """
+    found: dict[str, Any] = {}
+    unreadable = None
+    try:
+        (flags,) = short.unpack_from(payload, offset)
+        offset += 2
+        for name, bit, read in PROPERTIES:
+            if not flags & bit:
+                continue
+            if name == "headers":
+                found[name], offset, unreadable = read_headers(payload, offset)
+            else:
+                found[name], offset = read(payload, offset)
+    except (struct_error, IndexError) as error:
+        unreadable = f"the properties are cut short: {error}"
+    for name in ("delivery_mode", "expiration", "user_id", "cluster_id"):
+        found.pop(name, None)
+    found.setdefault("priority", DEFAULT_PRIORITY)
+    return Message(body=b"", **found), unreadable
+
+
+def read_text(buffer: bytes, offset: int) -> tuple[str, int]:
+    """A short string; what is not UTF-8 is shown escaped, so that it is text all the same."""
+    end = offset + 1 + buffer[offset]
+    if end > len(buffer):
+        raise IndexError("a string longer than its frame")
+    return buffer[offset + 1 : end].decode("utf-8", "backslashreplace"), end
+
+
+def read_octet(buffer: bytes, offset: int) -> tuple[int, int]:
+    return buffer[offset], offset + 1
+
+
+def read_timestamp(buffer: bytes, offset: int) -> tuple[float, int]:
+    return float(longlong.unpack_from(buffer, offset)[0]), offset + 8
+
+
+def read_headers(buffer: bytes, offset: int) -> tuple[dict[str, Any], int, str | None]:
+    """The headers; none, and why, if they cannot be read. Where they end is known in any case."""
+    (size,) = long.unpack_from(buffer, offset)
+    end = offset + 4 + size
+    if end > len(buffer):
+        raise IndexError("headers longer than their frame")
+    try:
+        table, _ = read_table(buffer, offset, depth=0)
+    except (WireError, struct_error, IndexError) as error:
+        return {}, end, f"the headers cannot be read: {error}"
+    return table, end, None
+
+
+def read_table(buffer: bytes, offset: int, depth: int) -> tuple[dict[str, Any], int]:
+    end = offset + 4 + long.unpack_from(buffer, offset)[0]
+    if end > len(buffer):
+        raise WireError("a table longer than its frame")
+    offset += 4
+    table: dict[str, Any] = {}
+    while offset < end:
+        name, offset = read_text(buffer, offset)
+        table[name], offset = read_value(buffer, offset, depth)
+    return table, end
+
+
+def read_array(buffer: bytes, offset: int, depth: int) -> tuple[list[Any], int]:
+    end = offset + 4 + long.unpack_from(buffer, offset)[0]
+    if end > len(buffer):
+        raise WireError("an array longer than its frame")
+    offset += 4
+    items: list[Any] = []
+    while offset < end:
+        item, offset = read_value(buffer, offset, depth)
+        items.append(item)
+    return items, end
+
+
+NUMBERS: dict[int, Struct] = {
+    ord(letter): Struct(form)
+    for letter, form in {
+        "b": ">b",
+        "B": ">B",
+        "s": ">h",
+        "U": ">h",
+        "u": ">H",
+        "I": ">i",
+        "i": ">I",
+        "l": ">q",
+        "L": ">q",
+        "f": ">f",
+        "d": ">d",
+    }.items()
+}
+
+
+def read_value(buffer: bytes, offset: int, depth: int) -> tuple[Any, int]:
+    """One value of a table or array, with the letter that tells its type."""
+    letter = buffer[offset]
+    offset += 1
+    if letter in NUMBERS:
+        number = NUMBERS[letter]
+        return number.unpack_from(buffer, offset)[0], offset + number.size
+    match chr(letter):
+        case "S" | "x" as kind:
+            end = offset + 4 + long.unpack_from(buffer, offset)[0]
+            if end > len(buffer):
+                raise WireError("a string longer than its frame")
+            raw = buffer[offset + 4 : end]
+            return (text_or_bytes(raw) if kind == "S" else raw), end
+        case "t":
+            return bool(buffer[offset]), offset + 1
+        case "T":
+            return moment(longlong.unpack_from(buffer, offset)[0]), offset + 8
+        case "V":
+            return None, offset
+        case "F" | "A" if depth >= DEEPEST_TABLE:
+            raise WireError(f"tables nested more than {DEEPEST_TABLE} deep")
+        case "F":
+            return read_table(buffer, offset, depth + 1)
+        case "A":
+            return read_array(buffer, offset, depth + 1)
+        case "D":
+            scale, number = buffer[offset], int.from_bytes(buffer[offset + 1 : offset + 5], signed=True)
+            return Decimal(number).scaleb(-scale), offset + 5
+    raise WireError(f"a value of unknown type {chr(letter)!r}")
+
+
+def text_or_bytes(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def moment(seconds: int) -> datetime | int:
+    """A time, or the bare number where it is none: milliseconds are a common mistake."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return seconds
+
+
+PROPERTIES = (
+    ("content_type", 0x8000, read_text),
+    ("content_encoding", 0x4000, read_text),
+    ("headers", 0x2000, read_text),
+    ("delivery_mode", 0x1000, read_octet),
+    ("priority", 0x0800, read_octet),
+    ("correlation_id", 0x0400, read_text),
+    ("reply_to", 0x0200, read_text),
+    ("expiration", 0x0100, read_text),
+    ("id", 0x0080, read_text),
+    ("sent_at", 0x0040, read_timestamp),
+    ("type", 0x0020, read_text),
+    ("user_id", 0x0010, read_text),
+    ("app_id", 0x0008, read_text),
+    ("cluster_id", 0x0004, read_text),
+)
+"""Name, flag and reader of each property of the class basic, in the order of the wire."""
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def encode_frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return b"%b%b\xce" % (frame_head.pack(kind, channel, len(payload)), payload)
+
+
+def encode_publish(
+    channel: int, exchange: str, routing_key: str, message: Message, frame_max: int
+) -> bytes:
+    """All frames of one basic.publish, mandatory and persistent.
+
+    Raises TooLong if properties and headers do not fit into a frame (no protocol lets them be
+    split), WireError for a value that AMQP cannot say.
+    """
+    method = b"\x00\x3c\x00\x28\x00\x00%b%b\x01" % (shortstr(exchange), shortstr(routing_key))
+    properties = encode_properties(message)
+    body = message.body
+    if len(properties) + 12 > frame_max - 8:
+        raise TooLong(f"{len(properties)} bytes of headers, where {frame_max} fit")
+    header = body_head.pack(BASIC, 0, len(body)) + properties
+    frames = [encode_frame(METHOD, channel, method), encode_frame(HEADER, channel, header)]
+    # No frame at all for an empty body: one of length 0 is a protocol error to RabbitMQ (505).
+    frames += [
+        encode_frame(BODY, channel, body[start : start + frame_max - 8])
+        for start in range(0, len(body), frame_max - 8)
+    ]
+    return b"".join(frames)
+
+
+def encode_ack(channel: int, tag: int, *, multiple: bool) -> bytes:
+    return encode_frame(METHOD, channel, b"\x00\x3c\x00\x50" + tag_and_bit.pack(tag, multiple))
+
+
+def encode_nack(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """Hand back: basic.nack with requeue. basic.reject would count as a failure since 4.3."""
+    return encode_frame(
+        METHOD, channel, b"\x00\x3c\x00\x78" + tag_and_bit.pack(tag, 2 | int(multiple))
+    )
+
+
+def encode_properties(message: Message) -> bytes:
+    """Flags and properties; always with persistent delivery mode and a priority."""
+    flags = 0x1000 | 0x0800
+    parts: list[bytes] = []
+    if message.content_type is not None:
+        flags |= 0x8000
+        parts.append(shortstr(message.content_type))
+    if message.content_encoding is not None:
+        flags |= 0x4000
+        parts.append(shortstr(message.content_encoding))
+    if message.headers:
+        flags |= 0x2000
+        parts.append(encode_table(message.headers))
+    parts.append(bytes((2, min(max(message.priority, 0), 255))))
+    if message.correlation_id is not None:
+        flags |= 0x0400
+        parts.append(shortstr(message.correlation_id))
+    if message.reply_to is not None:
+        flags |= 0x0200
+        parts.append(shortstr(message.reply_to))
+    if message.id is not None:
+        flags |= 0x0080
+        parts.append(shortstr(message.id))
+    if message.sent_at is not None:
+        flags |= 0x0040
+        parts.append(longlong.pack(min(max(int(message.sent_at), 0), 2**64 - 1)))
+    if message.type is not None:
+        flags |= 0x0020
+        parts.append(shortstr(message.type))
+    if message.app_id is not None:
+        flags |= 0x0008
+        parts.append(shortstr(message.app_id))
+    return short.pack(flags) + b"".join(parts)
+
+
+def shortstr(text: str) -> bytes:
+    raw = utf8(text)
+    if len(raw) > 255:
+        raise WireError(f"{text[:20]}… is longer than 255 bytes")
+    return bytes((len(raw),)) + raw
+
+
+def longstr(raw: bytes) -> bytes:
+    return long.pack(len(raw)) + raw
+
+
+def utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise WireError(f"text that is not Unicode: {error}") from error
+
+
+def encode_table(table: Mapping[str, Any]) -> bytes:
+    return longstr(
+        b"".join(shortstr(str(name)) + encode_value(value) for name, value in table.items())
+    )
+
+
+def encode_value(value: object) -> bytes:
+    match value:
+        case None:
+            return b"V"
+        case bool():
+            return b"t\x01" if value else b"t\x00"
+        case int() if -(2**31) <= value < 2**31:
+            return b"I" + value.to_bytes(4, signed=True)
+        case int() if -(2**63) <= value < 2**63:
+            return b"l" + value.to_bytes(8, signed=True)
+        case float() if math.isfinite(value):  # RabbitMQ cannot read others, and hangs up
+            return b"d" + double.pack(value)
+        case str():
+            return b"S" + longstr(utf8(value))
+        case bytes():
+            return b"x" + longstr(value)
+        case datetime():
+            return b"T" + longlong.pack(max(int(value.timestamp()), 0))
+        case Decimal():
+            return encode_decimal(value)
+        case list() | tuple():
+            return b"A" + longstr(b"".join(encode_value(item) for item in value))
+        case Mapping():
+            return b"F" + encode_table(value)
+    raise WireError(f"a {type(value).__name__} like this cannot be said in AMQP")
+
+
+def encode_decimal(value: Decimal) -> bytes:
+    """A scale and 32 bits; what does not fit goes as a double."""
+    sign, digits, exponent = value.as_tuple()
+    if isinstance(exponent, int) and -255 <= exponent <= 0:
+        number = int("".join(map(str, digits))) * (-1 if sign else 1)
+        if -(2**31) <= number < 2**31:
+            return b"D" + bytes((-exponent,)) + number.to_bytes(4, signed=True)
+    return b"d" + double.pack(float(value))
