@@ -106,9 +106,13 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed: hand the message out again, with its failure recorded."""
+    """The attempt failed: hand the message out again, with its failure recorded.
+
+    `reason` is for people; nothing is done with it here.
+    """
 
     delivery: Delivery
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,7 @@ class MemoryConsumer:
         match outcome:
             case Requeue(delivery):
                 self.give_back(self.out[delivery])
-            case Retry(delivery):
+            case Retry(delivery, _):
                 self.store.put(self.shelf, retry_copy(delivery))
             case Reject(delivery, reason, error):
                 self.store.bury(delivery, reason, error)

@@ -17,6 +17,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from struct import error as StructError  # noqa: N812 - the exception's only name is "error"
 from typing import Any
 
@@ -26,7 +27,6 @@ from amqp.method_framing import frame_writer
 from amqp.spec import Channel as ChannelMethods
 from kombu.transport import pyamqp
 
-import workqueue
 from workqueue.errors import AccessRefused, ConnectionLost, WorkqueueError
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
@@ -235,7 +235,7 @@ class Link:
         options = {
             "client_properties": {
                 "product": "workqueue",
-                "version": workqueue.__version__,
+                "version": version("workqueue"),
                 "connection_name": f"workqueue {role}, process {self.pid} on {socket.gethostname()}",
             },
             "socket_settings": {socket.TCP_USER_TIMEOUT: TCP_USER_TIMEOUT}

@@ -1,0 +1,288 @@
+"""As a command, started for each message: the body on stdin, the outcome as the exit status.
+
+    0       done
+    65      never: to the dead-letter queue (EX_DATAERR)
+    75      again (EX_TEMPFAIL)
+    other   a failed attempt, and so is being killed
+
+No shell is involved, and nothing of the message becomes part of the command line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from workqueue.errors import HandlerNotFound
+from workqueue.message import Delivery
+from workqueue.runners.guard import Guard
+from workqueue.runners.handler import one_line
+from workqueue.runners.process import CLEANUP_TIME, how_it_died
+from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.watchdog import signal_session
+
+EX_DATAERR = 65
+EX_TEMPFAIL = 75
+
+KEPT_STDERR = 4096
+"""Bytes of the end of stderr that become the reason of a failure."""
+
+PIPE_HOLDS = 65536
+"""Bytes that a pipe takes without anybody reading (Linux, pipe(7)); larger bodies need a thread."""
+
+LAST_WORDS = 0.2
+"""Seconds for what a command has written to arrive after its end. What it left running in the
+background may hold stderr open for ever."""
+
+LOOK_EVERY = 0.02
+"""Seconds between looks at a command where the kernel cannot tell of its end."""
+
+
+class CommandRunner:
+    """Runs `argv` for each message, in one thread per slot.
+
+    The command gets `WORKQUEUE_ID`, `WORKQUEUE_QUEUE`, `WORKQUEUE_ATTEMPT` and
+    `WORKQUEUE_HEADERS` (JSON), and of the worker's own environment everything but the names in
+    `withheld`. With `finish_lost`, a command whose message was taken away is not stopped.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, finish_lost: bool = False, withheld: Sequence[str] = ()
+    ) -> None:
+        if not argv:
+            raise HandlerNotFound("--exec needs a command")
+        self.argv = list(argv)
+        self.finish_lost = finish_lost
+        self.withheld = frozenset(withheld)
+        self.threads: list[threading.Thread] = []
+
+    def start(self, slots: int, ring: Callable[[], None]) -> None:
+        if shutil.which(self.argv[0]) is None:
+            raise HandlerNotFound(f"there is no command {self.argv[0]}, or it cannot be executed")
+        self.ring = ring
+        self.waiting: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self.ended: deque[Ending] = deque()
+        self.lock = threading.Lock()
+        self.running: dict[Delivery, subprocess.Popen[bytes]] = {}
+        self.stopped: dict[Delivery, float] = {}
+        self.stopping = False
+        self.guard = Guard()
+        self.environment = {
+            name: value
+            for name, value in self.guard.environment().items()
+            if name not in self.withheld
+        }
+        self.threads = [
+            threading.Thread(target=self.work, name=f"workqueue-slot-{number}", daemon=True)
+            for number in range(slots)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, delivery: Delivery) -> None:
+        self.waiting.put(delivery)
+
+    def endings(self) -> list[Ending]:
+        ended = []
+        while self.ended:
+            ended.append(self.ended.popleft())
+            self.stopped.pop(ended[-1].delivery, None)
+        return ended
+
+    def lose(self, deliveries: Sequence[Delivery]) -> None:
+        if not self.finish_lost:
+            self.interrupt(deliveries)
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.interrupt(list(self.running))
+
+    def interrupt(self, deliveries: Sequence[Delivery]) -> None:
+        """Ask them to stop; their threads kill them if they do not."""
+        with self.lock:
+            for delivery in deliveries:
+                if delivery not in self.stopped:
+                    self.stopped[delivery] = time.monotonic() + CLEANUP_TIME
+                    if delivery in self.running:
+                        signal_session(self.running[delivery].pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        if not self.threads:
+            return
+        threads, self.threads = self.threads, []
+        self.stopping = True
+        with self.lock:
+            for process in self.running.values():
+                signal_session(process.pid, signal.SIGKILL)
+        for _ in threads:
+            self.waiting.put(None)
+        for thread in threads:
+            thread.join(CLEANUP_TIME)
+        self.guard.close()
+
+    # -- in a slot's thread
+
+    def work(self) -> None:
+        while (delivery := self.waiting.get()) is not None:
+            self.ended.append(self.run_one(delivery))
+            self.ring()
+
+    def run_one(self, delivery: Delivery) -> Ending:
+        process = self.launch(delivery)
+        if isinstance(process, Ending):
+            return process
+        stderr = Tail()
+        try:
+            self.feed(process, delivery.message.body)
+            self.watch(process, delivery, stderr)
+        finally:
+            with self.lock:
+                del self.running[delivery]
+                interrupted = self.stopped.pop(delivery, None) is not None
+            if interrupted:
+                signal_session(process.pid, signal.SIGKILL)  # what it left behind
+            self.guard.release(process.pid)
+        if interrupted:
+            return Ending(delivery, Verdict.STOPPED)
+        return judge_status(delivery, process.returncode, stderr.text())
+
+    def launch(self, delivery: Delivery) -> subprocess.Popen[bytes] | Ending:
+        """The started command, or how it ended without ever starting."""
+        with self.lock:
+            if self.stopping or delivery in self.stopped:
+                self.stopped.pop(delivery, None)
+                return Ending(delivery, Verdict.STOPPED)
+            try:
+                process = subprocess.Popen(
+                    self.argv,
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    start_new_session=True,
+                    env={**self.environment, **variables(delivery)},
+                )
+            except ValueError as error:  # a NUL byte, which no environment can hold
+                return Ending(delivery, Verdict.REJECTED, f"it cannot be given to a command: {error}")
+            except OSError as error:
+                # Too large for an environment (the headers): no other try can succeed.
+                verdict = Verdict.REJECTED if error.errno == errno.E2BIG else Verdict.FAILED
+                return Ending(delivery, verdict, f"the command did not start: {error.strerror}")
+            self.running[delivery] = process
+            self.guard.watch(process.pid)
+            return process
+
+    def feed(self, process: subprocess.Popen[bytes], body: bytes) -> None:
+        """The body on stdin. A command need not read it."""
+        if len(body) <= PIPE_HOLDS:
+            write_body(process, body)
+        else:
+            threading.Thread(target=write_body, args=(process, body), daemon=True).start()
+
+    def watch(self, process: subprocess.Popen[bytes], delivery: Delivery, stderr: Tail) -> None:
+        """Until it has ended; its stderr goes to ours, and the end of it is kept."""
+        assert process.stderr is not None
+        source = process.stderr.fileno()
+        os.set_blocking(source, False)
+        poller = select.poll()
+        poller.register(source, select.POLLIN)
+        end = open_pidfd(process.pid)
+        if end is not None:
+            poller.register(end, select.POLLIN)
+        try:
+            while process.poll() is None:
+                if not stderr.ended and stderr.take(source):
+                    poller.unregister(source)
+                poller.poll(self.patience(delivery, known_end=end is not None))
+        finally:
+            if end is not None:
+                os.close(end)
+        deadline = time.monotonic() + LAST_WORDS
+        while not stderr.ended and not stderr.take(source) and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY)
+        process.stderr.close()
+
+    def patience(self, delivery: Delivery, *, known_end: bool) -> float:
+        """Milliseconds to sleep; a command that was asked to stop is killed in time."""
+        kill_at = self.stopped.get(delivery)
+        if kill_at is not None and kill_at <= time.monotonic():
+            signal_session(self.running[delivery].pid, signal.SIGKILL)
+        return 1000.0 if known_end and kill_at is None else LOOK_EVERY * 1000
+
+
+class Tail:
+    """Passes stderr on, and keeps its end."""
+
+    def __init__(self) -> None:
+        self.kept = b""
+        self.ended = False
+
+    def take(self, source: int) -> bool:
+        """Take what is there; whether that was the end of it."""
+        while not self.ended:
+            try:
+                data = os.read(source, 65536)
+            except BlockingIOError:
+                return False
+            self.ended = not data
+            self.kept = (self.kept + data)[-KEPT_STDERR:]
+            with suppress(OSError, ValueError):
+                sys.stderr.buffer.write(data)
+                sys.stderr.buffer.flush()
+        return True
+
+    def text(self) -> str:
+        return self.kept.decode("utf-8", "backslashreplace")
+
+
+def judge_status(delivery: Delivery, status: int, stderr: str) -> Ending:
+    """What an exit status says; the last line of stderr tells why."""
+    if status == 0:
+        return Ending(delivery, Verdict.DONE)
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    told = f": {one_line(lines[-1])}" if lines else ""
+    reason = f"the command {how_it_died(status)}{told}"
+    verdict = Verdict.REJECTED if status == EX_DATAERR else Verdict.FAILED
+    return Ending(delivery, verdict, one_line(reason), stderr)
+
+
+def variables(delivery: Delivery) -> Mapping[str, str]:
+    message = delivery.message
+    return {
+        "WORKQUEUE_ID": message.id or "",
+        "WORKQUEUE_QUEUE": delivery.queue,
+        "WORKQUEUE_ATTEMPT": str(delivery.attempt),
+        "WORKQUEUE_HEADERS": json.dumps(dict(message.headers), default=str),
+    }
+
+
+def write_body(process: subprocess.Popen[bytes], body: bytes) -> None:
+    """All of it, unless the command ends or closes its stdin before."""
+    assert process.stdin is not None
+    rest = memoryview(body)
+    with suppress(OSError, ValueError):
+        while rest:
+            rest = rest[process.stdin.write(rest) or 0 :]
+    with suppress(OSError):
+        process.stdin.close()
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where there is no such thing."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

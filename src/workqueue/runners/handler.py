@@ -1,0 +1,174 @@
+"""Finding a handler by name, and calling it with a job."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from workqueue.codec import decode
+from workqueue.errors import BadPayload, HandlerNotFound, Reject
+from workqueue.message import Delivery, Job, Lost
+from workqueue.runners.runner import Ending, Verdict
+
+Handler = Callable[[Job[Any]], object]
+
+LONGEST_REASON = 300
+
+
+def handle(handler: Handler, delivery: Delivery, lost: Lost) -> Ending:
+    """Decode, call, and say how it ended. Raises nothing but what stops a process."""
+    try:
+        job = make_job(delivery, lost)
+    except BadPayload as error:
+        return Ending(delivery, Verdict.REJECTED, one_line(str(error)))
+    try:
+        handler(job)
+    except Reject as signal:
+        return Ending(delivery, Verdict.REJECTED, one_line(signal.reason))
+    except (Exception, SystemExit) as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return Ending(delivery, Verdict.FAILED, reason, traceback_of(error))
+    return Ending(delivery, Verdict.DONE)
+
+
+def make_job(delivery: Delivery, lost: Lost) -> Job[Any]:
+    """Raises BadPayload if the body is not what it claims to be."""
+    message = delivery.message
+    return Job(
+        payload=decode(
+            message.body, message.content_type, message.content_encoding, message.headers
+        ),
+        body=message.body,
+        queue=delivery.queue,
+        id=message.id,
+        attempt=delivery.attempt,
+        redelivered=delivery.redelivered,
+        headers=message.headers,
+        content_type=message.content_type,
+        type=message.type,
+        priority=message.priority,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        sent_at=message.sent_at,
+        lost=lost,
+    )
+
+
+def one_line(text: str) -> str:
+    """The first line of `text` that says something, not too long."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return first if len(first) <= LONGEST_REASON else first[: LONGEST_REASON - 1] + "…"
+
+
+def traceback_of(error: BaseException) -> str:
+    """From the handler on down: how it was called is our business."""
+    own = error.__traceback__.tb_next if error.__traceback__ else None
+    return "".join(traceback.format_exception(type(error), error, own))
+
+
+# -- by name -----------------------------------------------------------------------------------
+
+
+def load_handler(name: str) -> Handler:
+    """The function that `module:function` or `path/file.py:function` names.
+
+    A module is looked for in the current folder first. Raises HandlerNotFound with the reason, in
+    one line.
+    """
+    source, colon, attribute = name.rpartition(":")
+    if not colon or not source or not attribute:
+        raise HandlerNotFound(
+            f"{name}: name the handler as module:function or file.py:function",
+            hint="For example tasks:handle, for the function handle in tasks.py",
+        )
+    module = load_file(Path(source)) if source.endswith(".py") else load_module(source)
+    return check_handler(find_attribute(module, source, attribute), name)
+
+
+def load_module(name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise HandlerNotFound(f"there is no module {error.name} in {here} or installed") from error
+        raise failed_import(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise failed_import(name, error) from error
+
+
+def load_file(path: Path) -> ModuleType:
+    """The file as a module of its own name, with its folder on the path, as if it were run there."""
+    if not path.is_file():
+        raise HandlerNotFound(f"there is no file {path}")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise HandlerNotFound(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise failed_import(str(path), error) from error
+    return module
+
+
+def failed_import(name: str, error: BaseException) -> HandlerNotFound:
+    return HandlerNotFound(one_line(f"importing {name} failed: {type(error).__name__}: {error}"))
+
+
+def find_attribute(module: ModuleType, source: str, attribute: str) -> object:
+    found: object = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            there = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
+            hint = f"It has {', '.join(there[:8])}." if there else ""
+            raise HandlerNotFound(f"{source} has no {attribute}", hint=hint) from None
+    return found
+
+
+def check_handler(found: object, name: str) -> Handler:
+    if not callable(found):
+        raise HandlerNotFound(f"{name} is not a function but a {type(found).__name__}")
+    if inspect.iscoroutinefunction(found):
+        raise HandlerNotFound(f"{name} is an async function: write it with def, please")
+    return found
+
+
+def name_of(handler: Handler) -> str:
+    """The name under which a child process can import `handler`.
+
+    Raises HandlerNotFound for what has none: a lambda, a function inside another, or one of the
+    script that is running, which a child would have to run a second time.
+    """
+    module = getattr(handler, "__module__", None)
+    qualified = getattr(handler, "__qualname__", "")
+    if module == "__main__":
+        raise HandlerNotFound(
+            f"{qualified} is in the script that is running, where child processes cannot import it",
+            hint="Move it to a module of its own, or use runner='thread'.",
+        )
+    found: object = sys.modules.get(module or "")
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    if not module or found is not handler:
+        raise HandlerNotFound(
+            f"{qualified or handler!r} cannot be imported by its name in a child process",
+            hint="Make it a function at the top of a module, or use runner='thread'.",
+        )
+    return f"{module}:{qualified}"

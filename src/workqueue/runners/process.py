@@ -1,0 +1,363 @@
+"""In child processes, one per slot: what a job does to its process, it does to itself alone.
+
+A child that crashes, is killed or runs out of memory is the failed attempt of the one job that it
+ran, and is replaced. Children are started afresh, not forked: a forked child would hold the
+broker's connection open after the worker was killed, and keep its messages from going to others.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from workqueue.errors import HandlerNotFound
+from workqueue.message import Delivery
+from workqueue.runners.child import LOSE, READY, UNUSABLE, Report, Setup, Task, head
+from workqueue.runners.guard import Guard
+from workqueue.runners.handler import Handler, name_of
+from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.watchdog import signal_session
+from workqueue.transports.bell import Bell
+
+PAUSE_AFTER_CRASH = 1.0
+"""Seconds before a child that died before it was ready is replaced."""
+
+CLEANUP_TIME = 2.0
+"""Seconds between asking a child to stop and killing it."""
+
+LOST_NOTICE = 1.0
+"""Seconds in which a handler that was told of its loss may finish by itself."""
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """A child process and the job in it, if any."""
+
+    process: subprocess.Popen[bytes]
+    jobs: socket.socket
+    control: socket.socket
+    ready: bool = False
+    delivery: Delivery | None = None
+    stopping: bool = False
+    writing: bool = False
+    inbox: bytearray = field(default_factory=bytearray)
+    outbox: bytearray = field(default_factory=bytearray)
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What is to happen at a time of the monotonic clock: to a child, if it still runs the same
+    job, or, without one, the launch of another."""
+
+    at: float
+    slot: Slot | None = None
+    delivery: Delivery | None = None
+
+
+Order = tuple[Literal["run", "lose", "stop", "close"], Delivery | None]
+
+
+class ProcessRunner:
+    """`handler` is a function that can be imported, or its name, "module:function".
+
+    One thread owns the children; the worker's thread only posts orders to it. With
+    `finish_lost`, a job whose message was taken away is told, but not stopped.
+    """
+
+    def __init__(self, handler: Handler | str, *, finish_lost: bool = False) -> None:
+        self.handler = handler if isinstance(handler, str) else name_of(handler)
+        self.finish_lost = finish_lost
+        self.thread: threading.Thread | None = None
+
+    # -- the worker's side
+
+    def start(self, slots: int, ring: Callable[[], None]) -> None:
+        self.ring = ring
+        self.orders: deque[Order] = deque()
+        self.bell = Bell()
+        self.ended: deque[Ending] = deque()
+        self.slots: list[Slot] = []
+        self.backlog: deque[Delivery] = deque()
+        self.alarms: list[Alarm] = []
+        self.stopping = False
+        self.unusable: HandlerNotFound | None = None
+        self.started = threading.Event()
+        self.guard = Guard()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.bell, selectors.EVENT_READ)
+        self.slots = [self.launch() for _ in range(slots)]
+        self.thread = threading.Thread(target=self.serve, name="workqueue-children", daemon=True)
+        self.thread.start()
+        self.started.wait()
+        if self.unusable:
+            self.close()
+            raise self.unusable
+
+    def order(self, word: Literal["run", "lose", "stop", "close"], what: Delivery | None) -> None:
+        self.orders.append((word, what))
+        self.bell.ring()
+
+    def run(self, delivery: Delivery) -> None:
+        self.order("run", delivery)
+
+    def endings(self) -> list[Ending]:
+        ended = []
+        while self.ended:
+            ended.append(self.ended.popleft())
+        if self.unusable and not ended:
+            raise self.unusable
+        return ended
+
+    def lose(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.order("lose", delivery)
+
+    def stop(self) -> None:
+        self.order("stop", None)
+
+    def close(self) -> None:
+        if self.thread is None:
+            return
+        thread, self.thread = self.thread, None
+        self.order("close", None)
+        thread.join()
+        self.guard.close()
+        self.bell.close()
+
+    # -- the thread that owns the children
+
+    def serve(self) -> None:
+        while True:
+            for key, events in self.selector.select(self.patience()):
+                if key.fileobj is self.bell:
+                    self.bell.answer()
+                else:
+                    self.attend(key.data, events)
+            while self.orders:
+                word, delivery = self.orders.popleft()
+                if word == "close":
+                    return self.end_all()
+                self.obey(word, delivery)
+            self.sound_alarms()
+            self.assign()
+
+    def patience(self) -> float | None:
+        if not self.alarms:
+            return None
+        return max(0.0, min(alarm.at for alarm in self.alarms) - time.monotonic())
+
+    def obey(self, word: str, delivery: Delivery | None) -> None:
+        match word:
+            case "run":
+                assert delivery is not None
+                self.backlog.append(delivery)
+            case "lose":
+                self.tell_of_loss(delivery)
+            case "stop":
+                self.stopping = True
+                for waiting in self.backlog:
+                    self.end(Ending(waiting, Verdict.STOPPED))
+                self.backlog.clear()
+                for slot in self.slots:
+                    if slot.delivery:
+                        self.interrupt(slot)
+
+    def assign(self) -> None:
+        """Jobs that wait go to children that are ready and idle."""
+        for slot in self.slots:
+            if self.backlog and slot.ready and not slot.delivery and not slot.stopping:
+                delivery = slot.delivery = self.backlog.popleft()
+                task = Task(
+                    delivery.message, delivery.queue, delivery.attempt, delivery.redelivered
+                )
+                self.send(slot, msgspec.msgpack.encode(task, enc_hook=str))
+
+    # -- one child
+
+    def launch(self) -> Slot:
+        jobs, childs_jobs = socket.socketpair()
+        control, childs_control = socket.socketpair()
+        try:
+            descriptors = [childs_jobs.fileno(), childs_control.fileno()]
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    "from workqueue.runners.child import main; main()",
+                    *map(str, descriptors),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,
+                env=self.guard.environment(),
+            )
+        except BaseException:
+            jobs.close()
+            control.close()
+            raise
+        finally:
+            childs_jobs.close()
+            childs_control.close()
+        self.guard.watch(process.pid)
+        jobs.setblocking(False)
+        slot = Slot(process, jobs, control)
+        self.selector.register(jobs, selectors.EVENT_READ, slot)
+        setup = Setup(handler=self.handler, path=sys.path)
+        self.send(slot, msgspec.msgpack.encode(setup))
+        return slot
+
+    def send(self, slot: Slot, payload: bytes) -> None:
+        slot.outbox += head.pack(len(payload)) + payload
+        self.flush(slot)
+
+    def flush(self, slot: Slot) -> None:
+        """Write what the child takes now; the rest when it takes more."""
+        try:
+            while slot.outbox:
+                del slot.outbox[: slot.jobs.send(slot.outbox)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            slot.outbox.clear()  # it is dead or dying; the end of its socket will say so
+        if slot.writing != bool(slot.outbox):
+            slot.writing = bool(slot.outbox)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if slot.writing else 0)
+            self.selector.modify(slot.jobs, events, slot)
+
+    def attend(self, slot: Slot, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self.flush(slot)
+        if not events & selectors.EVENT_READ:
+            return
+        try:
+            data = slot.jobs.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            return self.bury(slot)
+        slot.inbox += data
+        while len(slot.inbox) >= head.size:
+            stop = head.size + head.unpack_from(slot.inbox)[0]
+            if len(slot.inbox) < stop:
+                break
+            self.hear(slot, msgspec.msgpack.decode(slot.inbox[head.size : stop], type=Report))
+            del slot.inbox[:stop]
+
+    def hear(self, slot: Slot, report: Report) -> None:
+        if report.verdict == READY:
+            slot.ready = True
+            self.started.set()
+        elif report.verdict == UNUSABLE:
+            self.give_up(report.reason, hint=report.error)
+        elif slot.delivery is not None:
+            delivery, slot.delivery = slot.delivery, None
+            if slot.stopping:
+                # The signal may still be on its way: this child runs nothing any more.
+                signal_session(slot.process.pid, signal.SIGKILL)
+                self.end(Ending(delivery, Verdict.STOPPED))
+            else:
+                verdict = Verdict(report.verdict)
+                self.end(Ending(delivery, verdict, report.reason, report.error))
+
+    def end(self, ending: Ending) -> None:
+        self.ended.append(ending)
+        self.ring()
+
+    def bury(self, slot: Slot) -> None:
+        """A child is gone: that was the failed attempt of its job, and a new child takes over."""
+        self.selector.unregister(slot.jobs)
+        self.slots.remove(slot)
+        self.alarms = [alarm for alarm in self.alarms if alarm.slot is not slot]
+        status = self.finish_off(slot)
+        if slot.delivery is not None:
+            verdict = Verdict.STOPPED if slot.stopping else Verdict.FAILED
+            self.end(Ending(slot.delivery, verdict, f"its process {how_it_died(status)}"))
+        if self.stopping or self.unusable:
+            return
+        if slot.ready or slot.stopping:
+            self.slots.append(self.launch())
+        elif self.started.is_set():
+            self.alarms.append(Alarm(time.monotonic() + PAUSE_AFTER_CRASH))
+        else:
+            self.give_up(f"importing {self.handler} ended its process: it {how_it_died(status)}")
+
+    def finish_off(self, slot: Slot) -> int:
+        """Whatever is left of a child and what it started is killed; its exit status."""
+        signal_session(slot.process.pid, signal.SIGKILL)
+        status = slot.process.wait()
+        slot.jobs.close()
+        slot.control.close()
+        self.guard.release(slot.process.pid)
+        return status
+
+    def give_up(self, why: str, hint: str = "") -> None:
+        self.unusable = HandlerNotFound(why, hint=hint)
+        self.started.set()
+        self.ring()
+
+    # -- stopping what runs
+
+    def tell_of_loss(self, delivery: Delivery | None) -> None:
+        if delivery in self.backlog:
+            self.backlog.remove(delivery)
+            self.end(Ending(delivery, Verdict.STOPPED))
+        for slot in self.slots:
+            if slot.delivery is delivery:
+                with suppress(OSError):
+                    slot.control.send(LOSE)
+                if not self.finish_lost:
+                    self.alarms.append(Alarm(time.monotonic() + LOST_NOTICE, slot, delivery))
+
+    def interrupt(self, slot: Slot) -> None:
+        """Ask it to stop; the second alarm kills it."""
+        slot.stopping = True
+        signal_session(slot.process.pid, signal.SIGTERM)
+        self.alarms.append(Alarm(time.monotonic() + CLEANUP_TIME, slot, slot.delivery))
+
+    def sound_alarms(self) -> None:
+        now = time.monotonic()
+        due = [alarm for alarm in self.alarms if alarm.at <= now]
+        self.alarms = [alarm for alarm in self.alarms if alarm.at > now]
+        for alarm in due:
+            if alarm.slot is None:
+                self.slots.append(self.launch())
+            elif alarm.slot.delivery is not alarm.delivery:
+                continue
+            elif alarm.slot.stopping:
+                signal_session(alarm.slot.process.pid, signal.SIGKILL)
+            else:
+                self.interrupt(alarm.slot)
+
+    def end_all(self) -> None:
+        for slot in self.slots:
+            self.finish_off(slot)
+        self.slots.clear()
+        self.selector.close()
+
+
+def how_it_died(status: int) -> str:
+    """The exit status of a process, as a reason."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = f" ({signal.Signals(-status).name})"
+    except ValueError:
+        name = ""
+    return f"was killed by signal {-status}{name}"
+
+

@@ -1,0 +1,65 @@
+"""What a runner is: deliveries in, endings out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from workqueue.message import Delivery
+
+
+class Verdict(Enum):
+    """How a run ended, as far as the runner can tell."""
+
+    DONE = "done"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One run is over. `reason` is one line; `error` the end of a traceback or of stderr.
+
+    STOPPED means that it was cut short by us: not the task's fault, and not an attempt.
+    """
+
+    delivery: Delivery
+    verdict: Verdict
+    reason: str = ""
+    error: str = ""
+
+
+class Runner(Protocol):
+    """Runs jobs in slots. All methods are called by the worker's thread alone."""
+
+    def start(self, slots: int, ring: Callable[[], None]) -> None:
+        """Ready to run `slots` jobs at once; `ring` is to be called, from any thread, whenever
+        one has ended. Raises HandlerNotFound."""
+        ...
+
+    def run(self, delivery: Delivery) -> None:
+        """Start it in a free slot, of which the worker knows there is one. Does not wait."""
+        ...
+
+    def endings(self) -> list[Ending]:
+        """What has ended since the last call. Raises HandlerNotFound if nothing can run any more,
+        because the handler that was there at first can no longer be imported."""
+        ...
+
+    def lose(self, deliveries: Sequence[Delivery]) -> None:
+        """The broker took these away: tell their handlers, and stop them where that can be done.
+
+        They still have an ending each, which nobody settles.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Stop all that runs, now; endings follow where something can be stopped at all."""
+        ...
+
+    def close(self) -> None:
+        """Nothing runs and nothing is left behind; safe to call twice."""
+        ...

@@ -1,0 +1,67 @@
+"""In threads of this process: for embedding and for tests.
+
+A thread cannot be stopped, shares the interpreter's lock with the connection, and a handler that
+crashes takes the worker with it: for production there is the process runner.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from workqueue.message import Delivery, Lost
+from workqueue.runners.handler import Handler, check_handler, handle
+from workqueue.runners.runner import Ending
+
+
+class ThreadRunner:
+    """One daemon thread per slot: a handler that hangs does not keep the process from ending."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = check_handler(handler, getattr(handler, "__qualname__", repr(handler)))
+        self.threads: list[threading.Thread] = []
+
+    def start(self, slots: int, ring: Callable[[], None]) -> None:
+        self.ring = ring
+        self.waiting: queue.SimpleQueue[tuple[Delivery, Lost] | None] = queue.SimpleQueue()
+        self.ended: deque[Ending] = deque()
+        self.running: dict[Delivery, Lost] = {}
+        self.threads = [
+            threading.Thread(target=self.work, name=f"workqueue-slot-{number}", daemon=True)
+            for number in range(slots)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def work(self) -> None:
+        while (task := self.waiting.get()) is not None:
+            delivery, lost = task
+            self.ended.append(handle(self.handler, delivery, lost))
+            self.ring()
+
+    def run(self, delivery: Delivery) -> None:
+        lost = self.running[delivery] = Lost()
+        self.waiting.put((delivery, lost))
+
+    def endings(self) -> list[Ending]:
+        ended = []
+        while self.ended:
+            ending = self.ended.popleft()
+            del self.running[ending.delivery]
+            ended.append(ending)
+        return ended
+
+    def lose(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery in self.running:
+                self.running[delivery].set()
+
+    def stop(self) -> None:
+        self.lose(list(self.running))
+
+    def close(self) -> None:
+        for _ in self.threads:
+            self.waiting.put(None)
+        self.threads = []

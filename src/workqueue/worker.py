@@ -1,0 +1,448 @@
+"""Working: receive → run → judge → settle, until told to stop.
+
+One thread owns the connection and does nothing else, so that heartbeats go on while a task runs
+for hours. Jobs run elsewhere (see `runners`) and ring when they end; whatever ended since the last
+turn is settled in one batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+from workqueue.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectionLost,
+    ConsumerLost,
+    DeliveriesLost,
+    QueueNotFound,
+    StorageError,
+)
+from workqueue.message import Delivery
+from workqueue.queue import Queue
+from workqueue.runners.handler import Handler
+from workqueue.runners.process import ProcessRunner
+from workqueue.runners.runner import Ending, Runner, Verdict
+from workqueue.runners.thread import ThreadRunner
+from workqueue.transport import Ack, Consumer, Outcome, Reject, Requeue, Retry
+
+log = logging.getLogger("workqueue.worker")
+
+MOST_DEATHS = 20
+"""Times a message may take a whole worker with it before it is set aside."""
+
+IDLE_BEFORE_EMPTY = 1.0
+"""Seconds without an arrival after which a queue counts as empty: brokers' counts lag and lie."""
+
+STOPPING_TIME = 3.0
+"""Seconds for the runner to stop what it can, once all must stop now."""
+
+FINISHING_TIME = 5.0
+"""Seconds for the last copies to be confirmed before a drained worker leaves."""
+
+TURN = 1.0
+"""Seconds. The longest wait in one turn."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the deliveries of one run. `forced` is the signal that ended it at once."""
+
+    done: int = 0
+    retried: int = 0
+    dead: int = 0
+    handed_back: int = 0
+    lost: int = 0
+    forced: int | None = None
+
+    @property
+    def settled(self) -> int:
+        return self.done + self.retried + self.dead
+
+
+class Worker:
+    """Works on one queue with `concurrency` slots.
+
+    `handler` is a function of a Job: returning is done, raising is a failed attempt, raising
+    Reject sets the task aside. With the runner "thread" it is called in this process; with
+    "process" in child processes, which import it by name; or give a Runner of your own.
+
+    A task that failed `max_attempts` times is set aside in the dead-letter queue. `prefetch` is
+    how many deliveries may be out at this worker, running or not: at least one per slot, which
+    is the default and shares work fairly; 0 is unlimited. `grace` (seconds) is how long what runs
+    may go on after the first `stop`. With `ack` "early" a task is acknowledged before it runs: at
+    most once, instead of at least once.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        handler: Handler | str | None = None,
+        *,
+        concurrency: int = 1,
+        runner: Literal["thread", "process"] | Runner = "thread",
+        prefetch: int | None = None,
+        max_attempts: int = 5,
+        grace: float = 30.0,
+        ack: Literal["late", "early"] = "late",
+    ) -> None:
+        if concurrency < 1:
+            raise ConfigError(f"concurrency {concurrency}: a worker needs a slot")
+        if max_attempts < 1:
+            raise ConfigError(f"max attempts {max_attempts}: a task needs one")
+        if prefetch is not None and prefetch < 0:
+            raise ConfigError(f"prefetch {prefetch}: 0 is unlimited, less makes no sense")
+        self.queue = queue
+        self.concurrency = concurrency
+        self.runner = make_runner(handler, runner)
+        self.prefetch = concurrency if prefetch is None else prefetch and max(prefetch, concurrency)
+        self.max_attempts = max_attempts
+        self.grace = grace
+        self.ack = ack
+        self.shift: Shift | None = None
+
+    def run(self, *, until_empty: bool = False, max_messages: int | None = None) -> Tally:
+        """Work until `stop` is called, SIGTERM or Ctrl-C comes (if this is the main thread),
+        `max_messages` were run, or, with `until_empty`, the queue has been empty for a second.
+
+        Then no more is taken, what runs is finished, what was not begun goes back. Connection
+        losses are survived, for ever; raises only what cannot get better: AccessRefused,
+        ConfigError and StorageError at the start, HandlerNotFound.
+        """
+        self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
+        with self.shift.heeding_signals():
+            return self.shift.work()
+
+    def stop(self, *, now: bool = False) -> None:
+        """Begin to drain; with `now`, stop what runs and hand it back. From any thread."""
+        if self.shift is not None:
+            self.shift.stop(now=now)
+
+
+def make_runner(handler: Handler | str | None, runner: str | Runner) -> Runner:
+    if not isinstance(runner, str):
+        return runner
+    if handler is None:
+        raise ConfigError("a worker needs a handler")
+    if runner == "process":
+        return ProcessRunner(handler)
+    if runner != "thread":
+        raise ConfigError(f"runner {runner!r}: choose thread or process")
+    if isinstance(handler, str):
+        from workqueue.runners.handler import load_handler
+
+        handler = load_handler(handler)
+    return ThreadRunner(handler)
+
+
+class Shift:
+    """One run of a worker, from the first connection to the last acknowledgement."""
+
+    def __init__(self, worker: Worker, *, until_empty: bool, max_messages: int | None) -> None:
+        self.worker = worker
+        self.queue = worker.queue
+        self.runner = worker.runner
+        self.until_empty = until_empty
+        self.max_messages = max_messages
+        self.tally = Tally()
+        self.consumer: Consumer | None = None
+        self.let_in = False
+        self.running: set[Delivery] = set()
+        self.lost: set[Delivery] = set()
+        self.taken = 0
+        self.last_arrival = time.monotonic()
+        self.stops = 0
+        self.draining_since: float | None = None
+        self.alarm = threading.Event()
+
+    # -- told from outside
+
+    def stop(self, *, now: bool = False) -> None:
+        self.stops = 2 if now else max(self.stops, 1)
+        self.ring()
+
+    def ring(self) -> None:
+        """Something happened: end whatever wait there is."""
+        self.alarm.set()
+        consumer = self.consumer
+        if consumer is not None:
+            consumer.wake()
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """The first SIGTERM or Ctrl-C drains, the second stops now. Main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heed(number: int, _frame: FrameType | None) -> None:
+            if self.stops:
+                self.tally.forced = number
+            elif self.running:
+                log.info("finishing %d tasks; once more to stop now", len(self.running))
+            self.stop(now=bool(self.stops))
+
+        before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- the whole shift
+
+    def work(self) -> Tally:
+        self.runner.start(self.worker.concurrency, self.ring)
+        try:
+            while not self.finished():
+                try:
+                    if self.consumer is None:
+                        self.consumer = self.connect()
+                    else:
+                        self.turn(self.consumer)
+                except ConsumerLost as error:
+                    self.lose_all(error)
+            return self.tally
+        finally:
+            self.leave()
+
+    def finished(self) -> bool:
+        if self.stops and self.consumer is None:
+            return True  # never connected, or the connection is gone: nothing to hand back
+        if self.draining_since is not None:
+            waited = time.monotonic() - self.draining_since
+            return self.nothing_left() or waited > self.worker.grace + FINISHING_TIME
+        return False
+
+    def nothing_left(self) -> bool:
+        return not self.running and self.consumer is not None and not self.consumer.unsettled
+
+    def turn(self, consumer: Consumer) -> None:
+        """Settle what has ended, take what can be started, begin it."""
+        self.heed_stops(consumer)
+        self.settle(consumer)
+        try:
+            received = consumer.receive(self.room(), self.patience())
+        except DeliveriesLost as lost:
+            self.lose(lost.deliveries)
+            return
+        for delivery in received:
+            self.begin(consumer, delivery)
+        if received:
+            self.last_arrival = time.monotonic()
+        elif self.empty() or self.enough():
+            self.stop()
+
+    def room(self) -> int:
+        """How many more can be started now."""
+        if self.draining_since is not None:
+            return 0
+        free = self.worker.concurrency - len(self.running) - len(self.lost)
+        if self.max_messages is not None:
+            free = min(free, self.max_messages - self.taken)
+        return max(free, 0)
+
+    def patience(self) -> float:
+        if self.until_empty and not self.running:
+            return min(TURN, max(0.01, self.last_arrival + IDLE_BEFORE_EMPTY - time.monotonic()))
+        return 0.1 if self.draining_since is not None else TURN
+
+    def empty(self) -> bool:
+        """Nothing arrived for a while, and nothing of ours can still come back."""
+        idle = time.monotonic() - self.last_arrival
+        return self.until_empty and idle >= IDLE_BEFORE_EMPTY and self.nothing_left()
+
+    def enough(self) -> bool:
+        return self.max_messages is not None and self.taken >= self.max_messages
+
+    # -- one delivery
+
+    def begin(self, consumer: Consumer, delivery: Delivery) -> None:
+        self.taken += 1
+        if refusal := self.refusal(delivery):
+            consumer.settle([self.record(refusal)])
+            return
+        self.running.add(delivery)
+        if self.worker.ack == "early":
+            consumer.settle([Ack(delivery)])
+        self.runner.run(delivery)
+
+    def refusal(self, delivery: Delivery) -> Reject | None:
+        """What must not even be tried."""
+        if delivery.unreadable:
+            return Reject(delivery, delivery.unreadable)
+        if delivery.deaths > MOST_DEATHS:
+            return Reject(delivery, f"{delivery.deaths} workers were lost while they had it")
+        return None
+
+    def settle(self, consumer: Consumer) -> None:
+        outcomes: list[Outcome] = []
+        for ending in self.runner.endings():
+            self.last_arrival = time.monotonic()
+            if ending.delivery in self.lost:
+                self.lost.discard(ending.delivery)
+                log.warning("task %s may be done twice: it was lost meanwhile", name(ending.delivery))
+                continue
+            self.running.discard(ending.delivery)
+            outcome = self.record(judge(ending, self.worker.max_attempts))
+            if self.worker.ack == "late":
+                outcomes.append(outcome)
+        if outcomes:
+            consumer.settle(outcomes)
+
+    def record(self, outcome: Outcome) -> Outcome:
+        """Count it, and say what went wrong."""
+        delivery = outcome.delivery
+        match outcome:
+            case Ack():
+                self.tally.done += 1
+                log.debug("task %s done", name(delivery))
+            case Retry(_, reason):
+                self.tally.retried += 1
+                of = f"{delivery.attempt} of {self.worker.max_attempts}"
+                log.warning("task %s failed, attempt %s: %s", name(delivery), of, reason)
+            case Reject(_, reason):
+                self.tally.dead += 1
+                log.error("task %s set aside: %s", name(delivery), reason)
+            case Requeue():
+                self.tally.handed_back += 1
+                log.info("task %s handed back", name(delivery))
+        return outcome
+
+    # -- stopping
+
+    def heed_stops(self, consumer: Consumer) -> None:
+        if self.stops and self.draining_since is None:
+            self.draining_since = time.monotonic()
+            consumer.pause()
+        if self.draining_since is None or not self.running:
+            return
+        if self.stops > 1 or time.monotonic() - self.draining_since >= self.worker.grace:
+            self.cut_short(consumer)
+
+    def cut_short(self, consumer: Consumer) -> None:
+        """Stop what runs and hand it back, as far as it can be stopped."""
+        self.runner.stop()
+        deadline = time.monotonic() + STOPPING_TIME
+        while self.running and time.monotonic() < deadline:
+            consumer.receive(0, 0.1)
+            self.settle(consumer)
+        if self.worker.ack == "late":
+            consumer.settle([self.record(Requeue(delivery)) for delivery in self.running])
+        self.running.clear()
+
+    def leave(self) -> None:
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            consumer.close()
+        self.runner.close()
+
+    # -- connections
+
+    def connect(self) -> Consumer | None:
+        """A consumer on the queue, however long that takes; None if told to stop meanwhile."""
+        from tenacity import Retrying, retry_if_exception
+
+        attempts = Retrying(
+            retry=retry_if_exception(self.may_get_better),
+            wait=self.wait_before_next,
+            sleep=self.nap,
+            before_sleep=self.say_that_it_waits,
+            stop=lambda _state: bool(self.stops),
+            reraise=True,
+        )
+        try:
+            consumer = attempts(self.open_consumer)
+        except Exception as error:
+            if self.stops and self.may_get_better(error):
+                return None
+            raise
+        self.last_arrival = time.monotonic()
+        return consumer
+
+    def open_consumer(self) -> Consumer:
+        if not self.let_in:
+            if self.queue.declare():
+                log.info("made queue %s", self.queue.name)
+            self.let_in = True
+        try:
+            return self.queue.transport.consumer(self.queue.name, self.worker.prefetch)
+        except QueueNotFound:
+            # Deleted under us. Whoever still sends to it expects it to be worked on.
+            log.warning("queue %s was deleted: making it again", self.queue.name)
+            self.queue.declare()
+            return self.queue.transport.consumer(self.queue.name, self.worker.prefetch)
+
+    def may_get_better(self, error: BaseException) -> bool:
+        """A worker that was let in once goes on trying: passwords are changed, disks are freed."""
+        if isinstance(error, ConnectionLost | ConsumerLost):
+            return True
+        return self.let_in and isinstance(error, AccessRefused | StorageError | QueueNotFound)
+
+    def wait_before_next(self, state: Any) -> float:
+        from tenacity import wait_random_exponential
+
+        refused = isinstance(state.outcome.exception(), AccessRefused)
+        wait = wait_random_exponential(multiplier=0.5, max=30.0)(state)
+        return max(wait, 5.0) if refused else max(wait, 0.1)
+
+    def say_that_it_waits(self, state: Any) -> None:
+        log.warning("%s; trying again in %.1f s", state.outcome.exception(), state.next_action.sleep)
+
+    def nap(self, seconds: float) -> None:
+        """Sleep, unless told to stop."""
+        deadline = time.monotonic() + seconds
+        while not self.stops and (left := deadline - time.monotonic()) > 0:
+            self.alarm.clear()
+            if not self.stops:
+                self.alarm.wait(left)
+            self.forget_ended()
+
+    def lose_all(self, error: ConsumerLost) -> None:
+        log.warning("%s; %d running tasks may be done twice", error, len(self.running))
+        self.lose(list(self.running))
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            consumer.close()
+
+    def lose(self, deliveries: list[Delivery]) -> None:
+        """They are others' now. Their handlers are told, and their endings settle nothing."""
+        lost = [delivery for delivery in deliveries if delivery in self.running]
+        self.running.difference_update(lost)
+        self.lost.update(lost)
+        self.tally.lost += len(lost)
+        self.runner.lose(lost)
+
+    def forget_ended(self) -> None:
+        """While there is no connection, lost tasks go on ending."""
+        for ending in self.runner.endings():
+            self.running.discard(ending.delivery)
+            self.lost.discard(ending.delivery)
+
+
+def judge(ending: Ending, max_attempts: int) -> Outcome:
+    """Every way in which a run can end becomes one of four outcomes, here."""
+    delivery = ending.delivery
+    match ending.verdict:
+        case Verdict.DONE:
+            return Ack(delivery)
+        case Verdict.STOPPED:
+            return Requeue(delivery)
+        case Verdict.REJECTED:
+            return Reject(delivery, ending.reason, ending.error)
+        case Verdict.FAILED if delivery.attempt < max_attempts:
+            return Retry(delivery, ending.reason)
+        case Verdict.FAILED:
+            return Reject(delivery, ending.reason, ending.error)
+
+
+def name(delivery: Delivery) -> str:
+    return delivery.message.id or "without id"
