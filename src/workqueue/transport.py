@@ -144,14 +144,14 @@ class Transport(Protocol):
     StorageError (the embedded file).
     """
 
-    def declare(self, spec: QueueSpec) -> bool:
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
         """The queue exists, and its dead-letter queue beside it. True if this call made it.
 
         Declaring twice changes nothing [test_declaring_twice]. A spec that asks for nothing takes
         an existing queue as it is [test_a_name_alone_takes_the_queue_as_it_is]; one that asks is
         compared, and a difference raises QueueMismatch with all that differs
-        [test_other_parameters_are_a_mismatch]. What the queue's type cannot have raises
-        Unsupported.
+        [test_other_parameters_are_a_mismatch]. With `dry_run` it is only said what would be
+        done [test_a_dry_run_makes_nothing]. What the queue's type cannot have raises Unsupported.
         """
         ...
 

@@ -49,6 +49,7 @@ class Report(msgspec.Struct, array_like=True):
     verdict: str
     reason: str = ""
     error: str = ""
+    files: list[str] = []
 
 
 READY, UNUSABLE = "ready", "unusable"
@@ -95,7 +96,7 @@ class Child:
         except HandlerNotFound as error:
             self.report(Report(UNUSABLE, str(error), error.hint))
             return None
-        self.report(Report(READY))
+        self.report(Report(READY, files=own_files()))
         return handler
 
     def report(self, report: Report) -> None:
@@ -107,6 +108,18 @@ class Child:
             if byte == LOSE:
                 self.lost.set()
         kill_own_session()
+
+
+def own_files() -> list[str]:
+    """The files of the imported modules that are the user's: below the current folder, and not
+    installed."""
+    here = os.getcwd() + os.sep
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return [
+        file
+        for file in files
+        if file and file.startswith(here) and not file.startswith(sys.prefix + os.sep)
+    ]
 
 
 def kill_own_session() -> NoReturn:

@@ -7,6 +7,8 @@ broker's connection open after the worker was killed, and keep its messages from
 
 from __future__ import annotations
 
+import logging
+import os
 import selectors
 import signal
 import socket
@@ -31,6 +33,8 @@ from workqueue.runners.runner import Ending, Verdict
 from workqueue.runners.watchdog import signal_session
 from workqueue.transports.bell import Bell
 
+log = logging.getLogger("workqueue.worker")
+
 PAUSE_AFTER_CRASH = 1.0
 """Seconds before a child that died before it was ready is replaced."""
 
@@ -39,6 +43,10 @@ CLEANUP_TIME = 2.0
 
 LOST_NOTICE = 1.0
 """Seconds in which a handler that was told of its loss may finish by itself."""
+
+
+RELOAD_LOOK = 0.5
+"""Seconds between looks at the handler's files."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +59,7 @@ class Slot:
     ready: bool = False
     delivery: Delivery | None = None
     stopping: bool = False
+    stale: bool = False
     writing: bool = False
     inbox: bytearray = field(default_factory=bytearray)
     outbox: bytearray = field(default_factory=bytearray)
@@ -73,12 +82,16 @@ class ProcessRunner:
     """`handler` is a function that can be imported, or its name, "module:function".
 
     One thread owns the children; the worker's thread only posts orders to it. With
-    `finish_lost`, a job whose message was taken away is told, but not stopped.
+    `finish_lost`, a job whose message was taken away is told, but not stopped. With `reload`,
+    children are replaced when the files of the handler change, each after the job it runs.
     """
 
-    def __init__(self, handler: Handler | str, *, finish_lost: bool = False) -> None:
+    def __init__(
+        self, handler: Handler | str, *, finish_lost: bool = False, reload: bool = False
+    ) -> None:
         self.handler = handler if isinstance(handler, str) else name_of(handler)
         self.finish_lost = finish_lost
+        self.reload = reload
         self.thread: threading.Thread | None = None
 
     # -- the worker's side
@@ -92,6 +105,8 @@ class ProcessRunner:
         self.backlog: deque[Delivery] = deque()
         self.alarms: list[Alarm] = []
         self.stopping = False
+        self.files: dict[str, float] = {}
+        self.vacant = 0
         self.unusable: HandlerNotFound | None = None
         self.started = threading.Event()
         self.guard = Guard()
@@ -151,12 +166,16 @@ class ProcessRunner:
                     return self.end_all()
                 self.obey(word, delivery)
             self.sound_alarms()
+            if self.reload and self.files_changed():
+                self.replace_children()
             self.assign()
 
     def patience(self) -> float | None:
+        longest = RELOAD_LOOK if self.reload else None
         if not self.alarms:
-            return None
-        return max(0.0, min(alarm.at for alarm in self.alarms) - time.monotonic())
+            return longest
+        soonest = max(0.0, min(alarm.at for alarm in self.alarms) - time.monotonic())
+        return soonest if longest is None else min(soonest, longest)
 
     def obey(self, word: str, delivery: Delivery | None) -> None:
         match word:
@@ -262,6 +281,9 @@ class ProcessRunner:
         if report.verdict == READY:
             slot.ready = True
             self.started.set()
+            self.files = {file: modified(file) for file in report.files}
+        elif report.verdict == UNUSABLE and self.reload and self.started.is_set():
+            log.error("%s; waiting for the next change", report.reason)
         elif report.verdict == UNUSABLE:
             self.give_up(report.reason, hint=report.error)
         elif slot.delivery is not None:
@@ -273,6 +295,8 @@ class ProcessRunner:
             else:
                 verdict = Verdict(report.verdict)
                 self.end(Ending(delivery, verdict, report.reason, report.error))
+                if slot.stale:
+                    signal_session(slot.process.pid, signal.SIGKILL)
 
     def end(self, ending: Ending) -> None:
         self.ended.append(ending)
@@ -291,6 +315,8 @@ class ProcessRunner:
             return
         if slot.ready or slot.stopping:
             self.slots.append(self.launch())
+        elif self.started.is_set() and self.reload:
+            self.vacant += 1  # until its files change, another would fail as well
         elif self.started.is_set():
             self.alarms.append(Alarm(time.monotonic() + PAUSE_AFTER_CRASH))
         else:
@@ -309,6 +335,25 @@ class ProcessRunner:
         self.unusable = HandlerNotFound(why, hint=hint)
         self.started.set()
         self.ring()
+
+    # -- reloading
+
+    def files_changed(self) -> bool:
+        changed = [file for file, seen in self.files.items() if modified(file) != seen]
+        self.files.update({file: modified(file) for file in changed})
+        if changed:
+            log.warning("%s changed: restarting the children", ", ".join(changed))
+        return bool(changed)
+
+    def replace_children(self) -> None:
+        """Idle ones at once, busy ones after their job."""
+        for slot in self.slots:
+            slot.stale = True
+            if slot.delivery is None:
+                slot.ready = slot.stopping = True
+                signal_session(slot.process.pid, signal.SIGKILL)
+        vacant, self.vacant = self.vacant, 0
+        self.slots += [self.launch() for _ in range(vacant)]
 
     # -- stopping what runs
 
@@ -348,6 +393,13 @@ class ProcessRunner:
             self.finish_off(slot)
         self.slots.clear()
         self.selector.close()
+
+
+def modified(file: str) -> float:
+    try:
+        return os.stat(file).st_mtime
+    except OSError:
+        return 0.0
 
 
 def how_it_died(status: int) -> str:

@@ -55,9 +55,9 @@ class FaultyTransport:
         if self.due(call):
             raise ConnectionLost(f"cut by a test at {call}")
 
-    def declare(self, spec: QueueSpec) -> bool:
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
         self.cut("declare")
-        return self.inner.declare(spec)
+        return self.inner.declare(spec, dry_run=dry_run)
 
     def publisher(self) -> FaultyPublisher:
         self.cut("publisher")

@@ -148,6 +148,15 @@ class TransportSuite:
             transport.delete(other)
             transport.delete(other + DEAD_SUFFIX)
 
+    def test_a_dry_run_makes_nothing(self, transport: Transport, queue: str) -> None:
+        """It says what would be done, and whether it could be."""
+        assert transport.declare(self.spec(f"{queue}-dry"), dry_run=True) is True
+        with pytest.raises(QueueNotFound):
+            transport.stats(f"{queue}-dry")
+        assert transport.declare(QueueSpec(name=queue), dry_run=True) is False
+        with pytest.raises(QueueMismatch):
+            transport.declare(self.spec(queue, max_length=3), dry_run=True)
+
     def test_the_dead_letter_queue_is_a_queue(self, transport: Transport, queue: str) -> None:
         """NAME.dead is there from the start, can be sent to and worked on."""
         publisher = transport.publisher()

@@ -110,13 +110,15 @@ class MemoryTransport:
         else:
             self.store = Store(clock)
 
-    def declare(self, spec: QueueSpec) -> bool:
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
         with self.store.changed:
             existing = self.store.shelves.get(spec.name)
             if existing:
                 if different := spec.differences(existing.spec):
                     raise QueueMismatch(spec.name, different)
                 return False
+            if dry_run:
+                return True
             for name in (spec.name + DEAD_SUFFIX, spec.name):
                 asked = spec if name == spec.name else QueueSpec(name=name)
                 made = Shelf(replace(asked, type=asked.type or "quorum"))

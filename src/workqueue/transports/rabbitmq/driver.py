@@ -72,11 +72,13 @@ class RabbitMQTransport:
 
     # -- declare
 
-    def declare(self, spec: QueueSpec) -> bool:
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
         with self.link("setup") as link:
             made = not exists(link, spec.name)
             if spec.asks and not made:
                 self.compare(link, spec)
+            if dry_run:
+                return made
             # The dead-letter queue first: a broker that dead-letters into nowhere loses, or
             # holds the message back for three minutes.
             self.ensure_dead(link, spec.name + DEAD_SUFFIX)

@@ -1,0 +1,160 @@
+"""The options every command has, and how values are written on the command line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from typer.core import TyperCommand
+
+from workqueue import registry
+from workqueue.broker import Broker, connect
+from workqueue.cli.output import say, show_log
+from workqueue.errors import ConfigError
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration(text: str) -> float:
+    """Seconds, from "30s", "5m", "1h30m", "250ms" or a bare number of seconds."""
+    text = str(text).strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d))+", text):
+        raise typer.BadParameter(f"{text!r}: write a time like 30s, 5m, 1h30m or 250ms")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    return sum(float(number) * UNITS[unit] for number, unit in parts)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the options say that every command has."""
+
+    url: str | None
+    url_file: Path | None
+    management_url: str | None
+    json: bool
+    quiet: bool
+    verbose: bool
+    url_in_argv: bool = False
+
+    def find_url(self) -> str | None:
+        """The broker's URL; None is the embedded file. `--url` goes before `--url-file`."""
+        if self.url:
+            return self.url
+        if self.url_file is None:
+            return None
+        try:
+            return self.url_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ConfigError(f"cannot read the URL from {self.url_file}: {reason}") from error
+
+    def connect(self) -> Broker:
+        url = self.find_url()
+        if url is None:
+            self.introduce_embedded_file()
+        elif self.url_in_argv and password_in(url):
+            self.say("a password in --url is seen by everybody on this machine: WORKQUEUE_URL is not")
+        show_log(quiet=self.quiet, verbose=self.verbose)
+        amqp = url is not None and url.lower().startswith("amqp")
+        return connect(url, management_url=self.management_url if amqp else None)
+
+    def introduce_embedded_file(self) -> None:
+        file = registry.default_file()
+        if not file.exists():
+            self.say(f"no broker was named: using the embedded queue {file}")
+            self.say("for RabbitMQ, set WORKQUEUE_URL=amqp://user:password@host/vhost")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            say(text)
+
+
+def password_in(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).password)
+    except ValueError:
+        return True
+
+
+def common_options(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            "-u",
+            envvar="WORKQUEUE_URL",
+            show_envvar=True,
+            help="The broker: sqlite:///jobs.db, amqp://user:password@host/vhost. "
+            "Without it, a file of your own.",
+        ),
+    ] = None,
+    url_file: Annotated[
+        Path | None,
+        typer.Option(envvar="WORKQUEUE_URL_FILE", help="A file with the URL in it, for secrets."),
+    ] = None,
+    management_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WORKQUEUE_MANAGEMENT_URL",
+            help="RabbitMQ's management API, for figures AMQP does not give.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No talk, only data and errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="More talk, and tracebacks of errors.")
+    ] = False,
+) -> None:
+    """Carries the declarations; `command` adds them to every command."""
+
+
+def command(
+    app: typer.Typer,
+    *,
+    panel: str,
+    name: str | None = None,
+    cls: type[TyperCommand] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command: its first parameter is the Session, the others its own."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        common = list(inspect.signature(common_options, eval_str=True).parameters.values())
+
+        def run(ctx: typer.Context, **given: Any) -> None:
+            chosen = {parameter.name: given.pop(parameter.name) for parameter in common}
+            source = ctx.get_parameter_source("url")
+            from_argv = source is not None and source.name == "COMMANDLINE"
+            function(Session(**chosen, url_in_argv=from_argv), **given)
+
+        context = inspect.Parameter(
+            "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *common)
+        ]
+        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (context, *parameters)}
+        run.__doc__ = reflowed(inspect.getdoc(function) or "")
+        app.command(
+            name or function.__name__,
+            rich_help_panel=panel,
+            cls=cls,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )(run)
+        return function
+
+    return decorate
+
+
+def reflowed(text: str) -> str:
+    """Paragraphs as one line each, for the terminal to break."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))

@@ -1,0 +1,345 @@
+"""workqueue send: bodies from the command line, from files or from standard input."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import msgspec
+import typer
+
+from workqueue.cli.envelope import read_envelope
+from workqueue.cli.options import Session, command, duration
+from workqueue.cli.output import print_json
+from workqueue.codec import BYTES, JSON, TEXT, check_headers
+from workqueue.errors import BadPayload, ConnectionLost, NotSent, WorkqueueError
+from workqueue.message import Message, new_id
+from workqueue.producer import CHUNK_BYTES, CHUNK_MESSAGES, Producer
+
+READ_SIZE = 256 * 1024
+
+STDIN = "standard input"
+
+
+class As(str, Enum):
+    """What a body is taken for."""
+
+    auto = "auto"
+    json = "json"
+    text = "text"
+
+
+def add_to(app: typer.Typer) -> None:
+    command(app, panel="Run")(send)
+
+
+def send(
+    session: Session,
+    queue: Annotated[str, typer.Argument(help="The queue. It is made if it is not there.")],
+    bodies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BODY]... | -",
+            help="Each is a message. A sole - is standard input: one message a line.",
+        ),
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="One message a line of this file.")
+    ] = None,
+    as_: Annotated[
+        As,
+        typer.Option(
+            "--as", help="auto: a JSON object or array is JSON, anything else is text."
+        ),
+    ] = As.auto,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="All of a file or of standard input is one message.")
+    ] = False,
+    envelope: Annotated[
+        bool, typer.Option("--envelope", help="Each line is a message as --json prints them.")
+    ] = False,
+    header: Annotated[
+        list[str] | None, typer.Option("-H", "--header", metavar="NAME=VALUE")
+    ] = None,
+    id: Annotated[str | None, typer.Option("--id", help="The id of the one message sent.")] = None,
+    type: Annotated[str | None, typer.Option("--type", help="The name of the task.")] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="TIME",
+            envvar="WORKQUEUE_TIMEOUT",
+            help="How long to try in all, before saying what was not sent.",
+        ),
+    ] = 30.0,
+) -> None:
+    """Send messages to QUEUE.
+
+    They are kept when this returns: confirmed by RabbitMQ, or on disk. With no BODY, messages come
+    from a pipe or file on standard input, one a line.
+    """
+    shape = Shape(as_=as_, envelope=envelope, headers=parse_headers(header or []), id=id, type=type)
+    sources = find_sources(bodies or [], file or [], whole=whole)
+    if id is not None and (len(sources) > 1 or not sources[0].single):
+        raise typer.BadParameter("--id names one message: give one BODY, or --whole")
+    with session.connect() as broker:
+        dispatch = Dispatch(session, Producer(broker.queue(queue), timeout=timeout), shape)
+        dispatch.send_all(sources)
+
+
+# -- where bodies come from --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Bodies, in batches as they arrive, each with where it stood."""
+
+    name: str
+    body: bytes | None = None
+    path: Path | None = None
+    whole: bool = False
+
+    @property
+    def single(self) -> bool:
+        return self.body is not None or self.whole
+
+    def batches(self) -> Iterator[list[tuple[str, bytes]]]:
+        if self.body is not None:
+            yield [(self.name, self.body)]
+            return
+        with self.open() as file:
+            if self.whole:
+                body = file.read()
+                yield [(self.name, body)] if body else []
+            else:
+                yield from self.lines(file)
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        if self.path is None:
+            yield sys.stdin.buffer
+            return
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise BadPayload(f"cannot read {self.path}: {error.strerror}") from error
+        with file:
+            yield file
+
+    def lines(self, file: BinaryIO) -> Iterator[list[tuple[str, bytes]]]:
+        """What one read brings is one batch: a slow source is not kept waiting for more."""
+        number, buffer = 0, bytearray()
+        while data := os.read(file.fileno(), READ_SIZE):
+            buffer += data
+            if b"\n" not in data:
+                continue
+            *lines, rest = bytes(buffer).split(b"\n")
+            yield [(self.line(number + n), strip(text)) for n, text in enumerate(lines, start=1)]
+            number, buffer = number + len(lines), bytearray(rest)
+        if buffer:
+            yield [(self.line(number + 1), strip(bytes(buffer)))]
+
+    def line(self, number: int) -> str:
+        return f"line {number}" if self.path is None else f"{self.path} line {number}"
+
+
+def strip(line: bytes) -> bytes:
+    """Without the carriage return that files from Windows have."""
+    return line.removesuffix(b"\r")
+
+
+def find_sources(bodies: list[str], files: list[Path], *, whole: bool) -> list[Source]:
+    """Bodies, then files, else standard input if there is something on it."""
+    from_files = [
+        stdin_source(whole) if str(path) == "-" else Source(str(path), path=path, whole=whole)
+        for path in files
+    ]
+    if bodies == ["-"]:
+        return [stdin_source(whole), *from_files]
+    named = [
+        Source(f"body {number}", body=os.fsencode(body)) for number, body in enumerate(bodies, 1)
+    ]
+    if named or from_files:
+        return [*named, *from_files]
+    if not stdin_has_messages():
+        raise typer.BadParameter(
+            "nothing to send: give a BODY, -f FILE, or messages on standard input"
+        )
+    return [stdin_source(whole)]
+
+
+def stdin_source(whole: bool) -> Source:
+    return Source(STDIN, whole=whole)
+
+
+def stdin_has_messages() -> bool:
+    """A pipe, a file or a socket; not a terminal, and not /dev/null."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+# -- what becomes of a body --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How bodies become messages, by the options."""
+
+    as_: As
+    envelope: bool
+    headers: dict[str, str]
+    id: str | None
+    type: str | None
+
+    def message(self, body: bytes) -> Message:
+        """Raises BadPayload for a body that is not what it is said to be."""
+        if self.envelope:
+            return read_envelope(body)
+        return Message(
+            body=body,
+            id=self.id or new_id(),
+            content_type=self.content_type(body),
+            headers=self.headers,
+            type=self.type,
+            sent_at=time.time(),
+        )
+
+    def content_type(self, body: bytes) -> str:
+        if self.as_ is As.json or (self.as_ is As.auto and body.lstrip()[:1] in (b"{", b"[")):
+            try:
+                msgspec.json.decode(body)
+            except (ValueError, RecursionError) as error:
+                if self.as_ is As.json:
+                    raise BadPayload(f"is not JSON: {error}") from error
+            else:
+                return JSON
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            if self.as_ is As.text:
+                raise BadPayload(f"is not text in UTF-8: {error}") from error
+            return BYTES
+        return TEXT
+
+
+def parse_headers(pairs: list[str]) -> dict[str, str]:
+    headers = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"-H {pair}: write NAME=VALUE")
+        headers[name] = value
+    try:
+        check_headers(headers)
+    except BadPayload as error:
+        raise typer.BadParameter(str(error)) from error
+    return headers
+
+
+# -- sending -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Dispatch:
+    """Sends batch after batch, and can say at any moment how many are safe."""
+
+    session: Session
+    producer: Producer
+    shape: Shape
+    sent: int = 0
+    ids: list[str | None] = field(default_factory=list)
+
+    def send_all(self, sources: list[Source]) -> None:
+        try:
+            with self.producer, progress(self.session) as advance:
+                for source in sources:
+                    for batch in source.batches():
+                        self.send_batch(batch, source.single)
+                        advance(self.sent)
+        except NotSent as error:
+            self.report(failed=len(error.failures))
+            raise
+        except WorkqueueError as error:
+            if self.sent and isinstance(error, ConnectionLost):
+                self.report()
+                raise NotSent(f"{error}; {self.sent} sent before", sent=self.sent) from error
+            raise
+        self.report()
+
+    def send_batch(self, batch: list[tuple[str, bytes]], single: bool) -> None:
+        """In chunks. A body that cannot be sent stops the rest; what stood before it is sent."""
+        chunk: list[tuple[str, Message]] = []
+        size = 0
+        for where, body in batch:
+            try:
+                message = self.shape.message(body)
+            except BadPayload as error:
+                self.send_chunk(chunk, single)
+                raise BadPayload(f"{where} {error}; {self.sent} sent before it") from error
+            chunk.append((where, message))
+            size += len(body)
+            if len(chunk) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:
+                self.send_chunk(chunk, single)
+                chunk, size = [], 0
+        self.send_chunk(chunk, single)
+
+    def send_chunk(self, chunk: list[tuple[str, Message]], single: bool) -> None:
+        if not chunk:
+            return
+        try:
+            self.producer.send_messages([message for _, message in chunk])
+        except NotSent as error:
+            self.sent += error.sent
+            raise self.naming(error, chunk) from error
+        self.sent += len(chunk)
+        if single:
+            self.ids += [message.id for _, message in chunk]
+
+    def naming(self, error: NotSent, chunk: list[tuple[str, Message]]) -> NotSent:
+        """The same error, saying which messages it is about and how many are in."""
+        failed = {id(message) for message, _ in error.failures}
+        places = [where for where, message in chunk if id(message) in failed]
+        few = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
+        cause = error.failures[0][1] if error.failures else error
+        kind = type(cause) if not self.sent else NotSent
+        told = f"{len(places)} not sent ({few}): {cause}; {self.sent} sent"
+        return kind(told, failures=error.failures, sent=self.sent, hint=error.hint)
+
+    def report(self, failed: int = 0) -> None:
+        queue = self.producer.queue.name
+        if self.producer.created:
+            self.session.say(f"made queue {queue}")
+        if self.session.json:
+            told = {"queue": queue, "sent": self.sent, "failed": failed}
+            print_json(told | {"ids": self.ids} if self.ids else told)
+        elif not failed:
+            noun = "message" if self.sent == 1 else "messages"
+            self.session.say(f"{self.sent:,} {noun} to {queue}")
+
+
+@contextmanager
+def progress(session: Session) -> Iterator[Callable[[int], None]]:
+    """A count that moves, on stderr and in a terminal only."""
+    if session.quiet or not sys.stderr.isatty() or sys.stdin.isatty():
+        yield lambda sent: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.completed:,.0f} messages"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("send", total=None)
+        yield lambda sent: bar.update(task, completed=sent)
+
+

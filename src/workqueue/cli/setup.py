@@ -1,0 +1,139 @@
+"""workqueue declare, plugins, config: what is made, installed and set."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated
+
+import typer
+
+from workqueue import registry
+from workqueue.cli.options import Session, command, duration, password_in
+from workqueue.cli.output import print_json, print_table
+from workqueue.cli.settings import candidate_files, load_settings, variables_of
+from workqueue.transport import QueueSpec
+
+
+class Type(str, Enum):
+    """How RabbitMQ keeps a queue."""
+
+    quorum = "quorum"
+    classic = "classic"
+
+
+def add_to(app: typer.Typer) -> None:
+    command(app, panel="Set up")(declare)
+    command(app, panel="Set up")(plugins)
+    config = typer.Typer(help="What is set, and where it was set.", no_args_is_help=True)
+    command(config, panel="Set up", name="show")(config_show)
+    command(config, panel="Set up", name="path")(config_path)
+    app.add_typer(config, name="config", rich_help_panel="Set up")
+
+
+def declare(
+    session: Session,
+    queues: Annotated[list[str], typer.Argument(metavar="QUEUE...")],
+    type: Annotated[
+        Type | None,
+        typer.Option("--type", help="quorum: replicated, the default. classic: on one node."),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", min=1, help="Waiting messages at most; more are refused."),
+    ] = None,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            "--ttl",
+            parser=duration,
+            metavar="TIME",
+            help="How long a message may wait before it becomes a dead letter.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+) -> None:
+    """Make each QUEUE and its dead-letter queue; if it is there, check it against the options."""
+    chosen = type.value if type else None
+    specs = [QueueSpec(name=q, type=chosen, max_length=max_length, ttl=ttl) for q in queues]
+    with session.connect() as broker:
+        for spec in specs:
+            made = broker.transport.declare(spec, dry_run=dry_run)
+            if session.json:
+                print_json({"queue": spec.name, "made": made, "dry_run": dry_run})
+            verb = ("would make" if dry_run else "made") if made else "found"
+            session.say(f"{verb} queue {spec.name}")
+
+
+def plugins(session: Session) -> None:
+    """What is installed: transports, middleware and commands, and whether each can be loaded."""
+    columns = ("group", "name", "distribution", "version", "state")
+    rows = [
+        describe(group, entry_point)
+        for group in registry.GROUPS
+        for entry_point in sorted(entry_points(group=group), key=lambda found: found.name)
+    ]
+    if session.json:
+        for row in rows:
+            print_json(dict(zip(columns, row, strict=True)))
+    else:
+        print_table(columns, rows)
+
+
+def describe(group: str, entry_point: EntryPoint) -> tuple[str | None, ...]:
+    try:
+        entry_point.load()
+        state = "ok"
+    except Exception as error:  # a plugin may fail in any way, and breaks nothing but itself
+        state = f"broken: {error.__class__.__name__}: {error}"
+    dist = entry_point.dist
+    kind = group.removeprefix("workqueue.").removesuffix("s")
+    return (
+        kind,
+        entry_point.name,
+        dist.name if dist else None,
+        dist.version if dist else None,
+        state,
+    )
+
+
+def config_show(session: Session) -> None:
+    """Every setting that is not left at its default, and where it was set; no passwords."""
+    from workqueue.cli.app import app
+
+    chosen = {setting.name: (setting.value, str(setting.source)) for setting in load_settings().values()}
+    for flag, variable in variables_of(typer.main.get_command(app)).items():
+        if variable in os.environ:
+            chosen[flag] = (os.environ[variable], variable)
+    if session.url_in_argv:
+        chosen["url"] = (session.url, "--url")
+    chosen.setdefault("url", (f"sqlite:///{registry.default_file()}", "default"))
+    rows = [(name, masked(value), source) for name, (value, source) in sorted(chosen.items())]
+    columns = ("setting", "value", "source")
+    if session.json:
+        for row in rows:
+            print_json(dict(zip(columns, row, strict=True)))
+    else:
+        print_table(columns, rows)
+
+
+def config_path(session: Session) -> None:
+    """Where settings are looked for, the strongest first."""
+    for file in reversed(candidate_files()):
+        found = file.is_file()
+        if session.json:
+            print_json({"path": str(file.absolute()), "exists": found})
+        else:
+            print(file.absolute())
+
+
+def masked(value: object) -> object:
+    """A URL's password is nobody's business."""
+    if isinstance(value, str) and "://" in value and password_in(value):
+        scheme, _, rest = value.partition("://")
+        login, _, place = rest.rpartition("@")
+        return f"{scheme}://{login.partition(':')[0]}:***@{place}"
+    return value

@@ -1,0 +1,228 @@
+"""workqueue work: with a Python function, or with any command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from enum import Enum
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from workqueue.cli.options import Session, command, duration
+from workqueue.cli.output import print_json, say, show_log
+from workqueue.runners.command import CommandRunner
+from workqueue.runners.process import ProcessRunner
+from workqueue.runners.runner import Runner
+from workqueue.worker import Tally, Worker
+
+SECRETS = ("WORKQUEUE_URL", "WORKQUEUE_URL_FILE", "WORKQUEUE_MANAGEMENT_URL")
+"""Not for the environment of commands, unless asked for: they hold passwords."""
+
+
+class Where(str, Enum):
+    """Where a Python handler runs."""
+
+    process = "process"
+    thread = "thread"
+
+
+class AckWhen(str, Enum):
+    """When a task is acknowledged: after it was done, or before it is begun."""
+
+    late = "late"
+    early = "early"
+
+
+class OnLost(str, Enum):
+    """What happens to a running task whose message the broker took away."""
+
+    stop = "stop"
+    finish = "finish"
+
+
+class LogFormat(str, Enum):
+    """How what the worker says is written."""
+
+    text = "text"
+    json = "json"
+
+
+class WorkCommand(TyperCommand):
+    """Insists on -- before the command of --exec: without it, its options would be taken for
+    ours."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if "--exec" in args and "--" not in args and not {"-h", "--help"} & set(args):
+            say("workqueue: write -- before the command, so that its options are its own")
+            say(f"  Try: workqueue work {shlex.join(self.with_dashes(args))}")
+            ctx.exit(2)
+        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
+
+    def with_dashes(self, args: list[str]) -> list[str]:
+        """The same line, with -- before the first word after the queue that is no option's."""
+        takes_value = {
+            option
+            for parameter in self.params
+            if parameter.param_type_name == "option" and not getattr(parameter, "is_flag", False)
+            for option in parameter.opts
+        }
+        words = 0
+        skip = False
+        for position, argument in enumerate(args):
+            if skip:
+                skip = False
+            elif argument in takes_value:
+                skip = True
+            elif not argument.startswith("-"):
+                words += 1
+                if words == 2:
+                    return [*args[:position], "--", *args[position:]]
+        return [*args, "--", "COMMAND"]
+
+
+def prefetch_count(text: str) -> int | None:
+    """A number, or None for "auto"."""
+    if str(text) == "auto":
+        return None
+    if not str(text).isdigit():
+        raise typer.BadParameter(f"{text!r}: a number, 0 for unlimited, or auto")
+    return int(text)
+
+
+def add_to(app: typer.Typer) -> None:
+    command(app, panel="Run", cls=WorkCommand)(work)
+
+
+def work(
+    session: Session,
+    queue: Annotated[str, typer.Argument(help="The queue. It is made if it is not there.")],
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="HANDLER | -- CMD [ARG]...",
+            help="tasks:handle or tasks.py:handle; with --exec a command and its arguments.",
+        ),
+    ] = None,
+    exec_: Annotated[
+        bool,
+        typer.Option("--exec", help="Run a command for each message, the body on its stdin."),
+    ] = False,
+    concurrency: Annotated[
+        int,
+        typer.Option("-c", "--concurrency", min=1, envvar="WORKQUEUE_CONCURRENCY", help="Slots."),
+    ] = 1,
+    in_: Annotated[
+        Where, typer.Option("--in", envvar="WORKQUEUE_IN", help="Where a HANDLER runs.")
+    ] = Where.process,
+    prefetch: Annotated[
+        int | None,
+        typer.Option(
+            parser=prefetch_count,
+            metavar="N|auto",
+            envvar="WORKQUEUE_PREFETCH",
+            help="Messages held at most, running or not. auto: no more than can be started. "
+            "0: unlimited.",
+        ),
+    ] = None,
+    max_messages: Annotated[
+        int | None,
+        typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
+    ] = None,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Leave when nothing has come for a second.")
+    ] = False,
+    grace: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="TIME",
+            envvar="WORKQUEUE_GRACE",
+            help="How long running tasks may go on after the first SIGTERM or Ctrl-C.",
+        ),
+    ] = 30.0,
+    ack: Annotated[
+        AckWhen,
+        typer.Option(
+            "--ack", envvar="WORKQUEUE_ACK", help="early: at most once, lost if a worker dies."
+        ),
+    ] = AckWhen.late,
+    on_lost: Annotated[
+        OnLost,
+        typer.Option(
+            "--on-lost",
+            envvar="WORKQUEUE_ON_LOST",
+            help="What becomes of a running task that the broker gave to another worker.",
+        ),
+    ] = OnLost.stop,
+    pass_url: Annotated[
+        bool, typer.Option("--pass-url", help="Let the command see WORKQUEUE_URL.")
+    ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Restart the children when the handler's files change.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", envvar="WORKQUEUE_LOG_FORMAT")
+    ] = LogFormat.text,
+) -> None:
+    """Work messages from QUEUE with a Python function or any command.
+
+    A message is acknowledged when its task is done. The first SIGTERM or Ctrl-C finishes what runs
+    and hands back the rest; the second hands everything back now.
+
+    With --exec, the command's exit status tells: 0 done, 65 to the dead letters at once, any other
+    a failed attempt. It sees WORKQUEUE_ID, WORKQUEUE_QUEUE, WORKQUEUE_ATTEMPT and
+    WORKQUEUE_HEADERS.
+    """
+    words = what or []
+    if exec_:
+        if not words:
+            raise typer.BadParameter("--exec needs a command after --")
+        runner: Runner | None = CommandRunner(
+            words,
+            finish_lost=on_lost is OnLost.finish,
+            withheld=() if pass_url else SECRETS,
+        )
+    elif len(words) != 1:
+        raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
+    elif in_ is Where.process:
+        runner = ProcessRunner(words[0], finish_lost=on_lost is OnLost.finish, reload=reload)
+    else:
+        runner = None
+    if reload and not isinstance(runner, ProcessRunner):
+        raise typer.BadParameter("--reload restarts child processes: it needs a HANDLER in them")
+
+    with session.connect() as broker:
+        show_log(log_format=log_format.value, quiet=session.quiet, verbose=session.verbose)
+        worker = Worker(
+            broker.queue(queue),
+            words[0],
+            runner=runner or "thread",
+            concurrency=concurrency,
+            prefetch=prefetch,
+            grace=grace,
+            ack=ack.value,
+        )
+        session.say(
+            f"working {queue} with {shlex.join(words)}, {concurrency} at once; "
+            "Ctrl-C to finish what runs"
+        )
+        tally = worker.run(until_empty=until_empty, max_messages=max_messages)
+    report(session, queue, tally)
+    if tally.forced:
+        sys.exit(128 + tally.forced)
+
+
+def report(session: Session, queue: str, tally: Tally) -> None:
+    if session.json:
+        record = asdict(tally)
+        del record["forced"]
+        print_json({"queue": queue, **record})
+    told = f"{tally.done} done, {tally.retried} retried, {tally.dead} dead"
+    if tally.handed_back:
+        told += f", {tally.handed_back} handed back"
+    if tally.lost:
+        told += f", {tally.lost} lost to other workers"
+    session.say(f"stopped: {told}")

@@ -1,0 +1,259 @@
+"""One connection to the file: opening, transactions, checkpoints, and what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from workqueue.errors import ConnectionLost, StorageError
+from workqueue.transports.sqlite import schema
+from workqueue.transports.sqlite.address import Address
+from workqueue.transports.sqlite.place import find_or_create
+
+Result = TypeVar("Result")
+
+OLDEST_SQLITE = (3, 35, 0)
+"""The first with RETURNING."""
+
+WAL_LIMIT = 4 * 1024 * 1024
+"""Bytes. How long the write-ahead log may get before it is copied into the database."""
+
+WAL_STEP = 1024 * 1024
+"""Bytes of growth before the next try, when a reader kept the last one from finishing."""
+
+CACHE = 8 * 1024
+"""KiB of pages a connection may keep."""
+
+
+class Database:
+    """One connection. One thread at a time, and only in the process that opened it.
+
+    Opening makes a file that is not there, with mode 0600, but not its folder. Every method
+    raises StorageError with one line that names the file, or ConnectionLost in a forked child.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.path = os.path.realpath(address.path)
+        self.wal = f"{self.path}-wal"
+        self.timeout = address.timeout
+        self.pid = os.getpid()
+        self.checkpoint_at = WAL_LIMIT
+        with self.errors():
+            found = identity(find_or_create(self.path))
+            self.connection = connect(self.path)
+            connections.add(self.connection)
+            try:
+                self.prepare(address)
+                self.identity = (found, identity(os.stat(self.wal)))
+                self.check_identity()
+            except BaseException:
+                self.close()
+                raise
+
+    def prepare(self, address: Address) -> None:
+        """The tables are there, they are ours, and this connection is set up."""
+        run = self.connection.execute
+        run(f"PRAGMA synchronous = {address.synchronous}")
+        run("PRAGMA fullfsync = ON")  # macOS: a plain fsync there does not reach the disk
+        run(f"PRAGMA cache_size = -{CACHE}")
+        if self.patiently(lambda: schema.is_blank(self.connection)):
+            self.patiently(lambda: run("BEGIN IMMEDIATE"))
+            if schema.is_blank(self.connection):
+                schema.create(self.connection)
+            self.patiently(lambda: run("COMMIT"))
+        self.patiently(lambda: schema.check(self.connection, self.path))
+        mode = self.patiently(lambda: run("PRAGMA journal_mode = WAL").fetchall())
+        if mode != [("wal",)]:
+            raise StorageError(f"{self.path}: this file system cannot share a database's memory")
+        run("PRAGMA wal_autocheckpoint = 0")
+        run(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+
+    @contextmanager
+    def transaction(self, patience: float | None = None) -> Iterator[sqlite3.Connection]:
+        """All of the block is done, on disk, or none of it.
+
+        It begins as a writer, so nothing in it can find the file locked. `patience` is how many
+        seconds to wait for other writers, if less than the address says.
+        """
+        with self.errors():
+            run = self.connection.execute
+            try:
+                self.patiently(lambda: run("BEGIN IMMEDIATE"), patience)
+                yield self.connection
+                run("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    with suppress(sqlite3.Error):  # what is raised already says more
+                        run("ROLLBACK")
+                raise
+            self.keep_wal_short()
+
+    def read(self, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows at once: a statement left open would hold the write-ahead log back."""
+        with self.errors():
+            return self.patiently(lambda: self.connection.execute(query, parameters).fetchall())
+
+    def patiently(self, run: Callable[[], Result], patience: float | None = None) -> Result:
+        """`run()` again and again while others have the file locked, until patience ends.
+
+        Short sleeps of random length, growing a little: SQLite's own waiting sleeps ever longer,
+        and whoever came first starves while newcomers are served.
+        """
+        patience = self.timeout if patience is None else min(patience, self.timeout)
+        deadline = time.monotonic() + patience
+        longest = 0.001
+        while True:
+            try:
+                return run()
+            except sqlite3.OperationalError as error:
+                if primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+            time.sleep(random.uniform(0.0002, longest))
+            longest = min(longest * 1.05, 0.005)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Errors of SQLite and of the operating system become ours, here and nowhere else."""
+        if os.getpid() != self.pid:
+            raise ConnectionLost(f"{self.path}: opened by the process that this one forked from")
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise told(self.path, error) from error
+        except OSError as error:
+            where = error.filename or self.path
+            raise StorageError(f"{where}: {error.strerror or error}") from error
+
+    def check_identity(self) -> None:
+        """Raise StorageError if the file or its log is no longer the one that we write to.
+
+        Writing to a deleted file succeeds, and nobody ever reads it.
+        """
+        try:
+            now = (identity(os.stat(self.path)), identity(os.stat(self.wal)))
+        except OSError as error:
+            raise StorageError(f"{self.path}: deleted while in use") from error
+        if now != self.identity:
+            raise StorageError(f"{self.path}: replaced by another file while in use")
+
+    def inspect(self) -> None:
+        """A small file is checked for damage, as inserting into a damaged one may succeed."""
+        if os.stat(self.path).st_size <= WAL_LIMIT:
+            found = self.read("PRAGMA quick_check(1)")
+            if found != [("ok",)]:
+                raise StorageError(f"{self.path}: damaged: {' '.join(str(found[0][0]).split())}")
+
+    def keep_wal_short(self) -> None:
+        """After a commit: copy the write-ahead log into the database, if it has grown enough.
+
+        A file that was copied whole is written from its start again, and by journal_size_limit
+        cut to WAL_LIMIT then; so a longer one is one with much to copy.
+        """
+        size = os.stat(self.wal).st_size if os.path.exists(self.wal) else 0
+        if size <= WAL_LIMIT:
+            self.checkpoint_at = WAL_LIMIT
+        elif size > self.checkpoint_at and self.checkpoint():
+            self.checkpoint_at = size + WAL_STEP
+
+    def checkpoint(self) -> bool:
+        """Copy what no reader still needs. False if another connection is writing.
+
+        SQLite 3.7.0 to 3.51.2 can lose pages when a checkpoint begins while another connection's
+        commit starts the log from its beginning again ("the WAL-reset bug"). So it runs only
+        while nobody can commit: a second connection holds the writers' lock, and whoever does not
+        get that lock at once leaves the work to the next commit. That also makes it one at a
+        time. The second connection itself writes nothing.
+
+        What goes wrong here harms nobody: the log still has everything, and is tried again.
+        """
+        try:
+            guard = connect(self.path)
+        except sqlite3.Error:
+            return False
+        connections.add(guard)
+        try:
+            guard.execute("BEGIN IMMEDIATE")
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error:
+            return False
+        finally:
+            connections.discard(guard)
+            guard.close()
+        return True
+
+    def close(self) -> None:
+        """Safe to call twice; in a forked child it does nothing."""
+        if os.getpid() == self.pid:
+            connections.discard(self.connection)
+            self.connection.close()
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A bare connection, to be used by one thread at a time; waits for nothing, makes no file."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StorageError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
+    return sqlite3.connect(
+        uri_of(path), uri=True, timeout=0, isolation_level=None, check_same_thread=False
+    )
+
+
+def uri_of(path: str) -> str:
+    from urllib.parse import quote
+
+    return f"file:{quote(os.fsencode(path))}?mode=rw"
+
+
+def identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def primary(error: sqlite3.Error) -> int:
+    """The error's kind; the higher bits of a code are its details."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def told(path: str, error: sqlite3.Error) -> StorageError:
+    """What happened, in one line."""
+    match primary(error):
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            what = "locked by another process for too long"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            what = "read-only for this user"
+        case sqlite3.SQLITE_FULL:
+            what = "the disk is full"
+        case sqlite3.SQLITE_CORRUPT:
+            what = f"damaged: {error}"
+        case sqlite3.SQLITE_NOTADB:
+            what = "not a database"
+        case sqlite3.SQLITE_CANTOPEN:
+            what = "cannot be opened: no permission for the file or its folder"
+        case sqlite3.SQLITE_IOERR:
+            what = f"the disk failed: {error} ({error.sqlite_errorname})"
+        case _:
+            what = f"{error}"
+    return StorageError(f"{path}: {what}")
+
+
+connections: set[sqlite3.Connection] = set()
+"""All that are open in this process."""
+
+
+def abandon_connections() -> None:
+    """In a forked child: the parent's connections are never closed, not even by being forgotten.
+
+    Closing one would end, in memory that both share, the transaction its parent may be in.
+    """
+    if connections:
+        import ctypes
+
+        for connection in connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        connections.clear()
+
+
+os.register_at_fork(after_in_child=abandon_connections)

@@ -1,0 +1,70 @@
+"""Where the file is: it exists, and it lies where a database can work."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+from workqueue.errors import StorageError
+
+NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs"})
+"""File systems on which machines cannot share SQLite's memory, and would damage the file."""
+
+making = threading.Lock()
+os.register_at_fork(after_in_child=lambda: making.__init__())  # type: ignore[misc]
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file. Raises StorageError if there is not even its folder."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise StorageError(f"{path}: the folder {folder} does not exist", hint=f"mkdir -p {folder}")
+    return os.path.exists(path)
+
+
+def find_or_create(path: str) -> os.stat_result:
+    """The file at `path`, which is made if missing, for this user only.
+
+    An existing one is never opened here: closing it would drop the locks that SQLite holds on it
+    for this whole process. A new one is SQLite's only once it is closed again, hence the lock.
+    """
+    with making:
+        if not exists(path):
+            try:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except FileExistsError:  # another process was faster
+                pass
+        found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise StorageError(f"{path}: a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageError(f"{path}: not a regular file")
+    return found
+
+
+def check_file_system(path: str) -> None:
+    """Raise StorageError for a network's, where the kernel says which it is (Linux)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return
+    kind = file_system(path, mounts)
+    if kind in NETWORK:
+        raise StorageError(
+            f"{path}: on a network file system ({kind}), where SQLite cannot keep a queue",
+            hint="Choose a local disk, or RabbitMQ for several machines.",
+        )
+
+
+def file_system(path: str, mounts: str) -> str:
+    """The kind of the file system that holds `path`, by the text of /proc/self/mountinfo."""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split(" ")[4].encode().decode("unicode_escape")  # a space is \040
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split(" ")[0]
+    return kind

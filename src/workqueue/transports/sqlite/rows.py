@@ -1,0 +1,97 @@
+"""A message as a row, and a row as a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from workqueue.errors import NotSent, Refused, TooLarge
+from workqueue.message import Message
+
+COLUMNS = (
+    "priority, id, content_type, content_encoding, type, correlation_id, reply_to, app_id,"
+    " sent_at, headers, body"
+)
+"""In the order of `pack` and `unpack`."""
+
+OVERHEAD = 1_000
+"""Bytes of a row beside texts, headers and body; generously."""
+
+Row = tuple[Any, ...]
+
+
+def pack(message: Message, largest: int) -> Row:
+    """The row of `message`. Raises Refused or TooLarge for one that SQLite cannot keep.
+
+    Everything is tried here, so that one message cannot spoil the transaction of the others.
+    `largest` is how many bytes SQLite takes for a row.
+    """
+    texts = (
+        message.id,
+        message.content_type,
+        message.content_encoding,
+        message.type,
+        message.correlation_id,
+        message.reply_to,
+        message.app_id,
+    )
+    try:
+        headers = pack_headers(message.headers)
+        length = len("".join(text for text in texts if text is not None).encode())
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Refused(f"a value of message {message.id!a} cannot be stored: {error}") from error
+    if not -(2**63) <= message.priority < 2**63:
+        raise Refused(f"message {message.id!a}: its priority needs more than 64 bits")
+    length += len(headers or b"") + len(message.body) + OVERHEAD
+    if length > largest:
+        raise TooLarge(f"message {message.id!a} has {length} bytes: SQLite takes up to {largest}")
+    return (message.priority, *texts, message.sent_at, headers, message.body)
+
+
+def pack_all(messages: list[Message], largest: int) -> tuple[dict[int, Row], dict[int, NotSent]]:
+    """Rows, and causes where there can be none, by the message's place in `messages`."""
+    rows: dict[int, Row] = {}
+    causes: dict[int, NotSent] = {}
+    for index, message in enumerate(messages):
+        try:
+            rows[index] = pack(message, largest)
+        except NotSent as cause:
+            causes[index] = cause
+    return rows, causes
+
+
+def pack_headers(headers: Mapping[str, Any]) -> bytes | None:
+    return msgspec.msgpack.encode(dict(headers)) if headers else None
+
+
+def unpack(row: Row) -> tuple[Message, str | None]:
+    """The message, and why its headers cannot be read if they cannot."""
+    priority, id_, content_type, encoding, type_, correlation, reply_to, app_id = row[:8]
+    sent_at, packed, body = row[8:]
+    headers, unreadable = unpack_headers(packed)
+    message = Message(
+        body=body,
+        id=id_,
+        content_type=content_type,
+        content_encoding=encoding,
+        type=type_,
+        headers=headers,
+        priority=priority,
+        correlation_id=correlation,
+        reply_to=reply_to,
+        app_id=app_id,
+        sent_at=sent_at,
+    )
+    return message, unreadable
+
+
+def unpack_headers(packed: bytes | None) -> tuple[dict[str, Any], str | None]:
+    if packed is None:
+        return {}, None
+    try:
+        return msgspec.msgpack.decode(packed), None
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        # One message that cannot be read must not take down every worker that meets it.
+        return {}, f"headers that cannot be read: {error}"

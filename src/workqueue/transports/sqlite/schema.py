@@ -1,0 +1,94 @@
+"""The tables, and whether a file is ours."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from workqueue.errors import StorageError
+
+APPLICATION_ID = int.from_bytes(b"wrkq", "big")
+VERSION = 1
+
+# Arrival is the rowid, `place`: it only grows, and a message keeps it when it is given back.
+# `since` is when the message became ready, `expires_at` when it becomes a dead letter; both are
+# seconds since 1970. `consumer` is who holds it, NULL while it is ready. So each index is as
+# small as what it serves, and a claim costs the same with ten rows waiting and with a million.
+# (A delay can become a column `due_at`, NULL again once it is over, and one more condition of the
+# index `ready`; a message's own ttl needs nothing but its `expires_at`.)
+#
+# `ready` and `in_flight` count rows, in the same transaction as what they count: looking at a
+# queue is not a scan. Queue ids are never used twice, so that whoever works on a queue notices
+# that it was deleted and made anew.
+SCHEMA = f"""
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    type TEXT NOT NULL,
+    max_length INTEGER,
+    ttl REAL,
+    ready INTEGER NOT NULL DEFAULT 0,
+    in_flight INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE consumers (
+    id INTEGER PRIMARY KEY,
+    queue INTEGER NOT NULL,
+    pid INTEGER NOT NULL,
+    started REAL NOT NULL
+);
+CREATE TABLE messages (
+    place INTEGER PRIMARY KEY,
+    queue INTEGER NOT NULL,
+    consumer INTEGER,
+    redelivered INTEGER NOT NULL DEFAULT 0,
+    deaths INTEGER NOT NULL DEFAULT 0,
+    since REAL NOT NULL,
+    expires_at REAL,
+    priority INTEGER NOT NULL,
+    id TEXT,
+    content_type TEXT,
+    content_encoding TEXT,
+    type TEXT,
+    correlation_id TEXT,
+    reply_to TEXT,
+    app_id TEXT,
+    sent_at REAL,
+    headers BLOB,
+    body BLOB NOT NULL
+);
+CREATE INDEX ready ON messages (queue, priority DESC, place) WHERE consumer IS NULL;
+CREATE INDEX held ON messages (consumer) WHERE consumer IS NOT NULL;
+CREATE INDEX expiring ON messages (queue, expires_at)
+    WHERE consumer IS NULL AND expires_at IS NOT NULL;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+"""
+
+
+def is_blank(connection: sqlite3.Connection) -> bool:
+    """A file of 0 bytes: made a moment ago, and nobody's yet."""
+    return number(connection, "PRAGMA page_count") == 0
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """All of it, inside the caller's transaction: a file is never half ours."""
+    for statement in SCHEMA.split(";"):
+        connection.execute(statement)
+
+
+def check(connection: sqlite3.Connection, path: str) -> None:
+    """Raise StorageError unless this file is ours and of our version."""
+    if number(connection, "PRAGMA application_id") != APPLICATION_ID:
+        raise StorageError(
+            f"{path}: a database of another program",
+            hint="Choose another file; one that does not exist is made.",
+        )
+    version = number(connection, "PRAGMA user_version")
+    if version != VERSION:
+        raise StorageError(
+            f"{path}: made by another version of workqueue (format {version}, ours is {VERSION})",
+            hint="Update workqueue: pip install --upgrade workqueue",
+        )
+
+
+def number(connection: sqlite3.Connection, pragma: str) -> int:
+    return int(connection.execute(pragma).fetchall()[0][0])
