@@ -256,9 +256,18 @@ class Shift:
         return 0.1 if self.draining_since is not None else TURN
 
     def empty(self) -> bool:
-        """Nothing arrived for a while, and nothing of ours can still come back."""
+        """Nothing arrived for a while, nothing of ours can still come back, and the broker does
+        not contradict."""
         idle = time.monotonic() - self.last_arrival
-        return self.until_empty and idle >= IDLE_BEFORE_EMPTY and self.nothing_left()
+        if not self.until_empty or idle < IDLE_BEFORE_EMPTY or not self.nothing_left():
+            return False
+        self.last_arrival = time.monotonic()
+        try:
+            stats = self.queue.stats()
+        except (ConnectionLost, QueueNotFound):
+            return False
+        # No consumers, while we are one: a queue that does not answer, as after a broker's start.
+        return not stats.ready and stats.consumers != 0
 
     def enough(self) -> bool:
         return self.max_messages is not None and self.taken >= self.max_messages

@@ -146,7 +146,10 @@ class RabbitMQConsumer:
         self.lanes = [self.open_lane() for _ in range(lanes)]
 
     def open_lane(self) -> Lane:
-        return Lane(self.link, self.survey, self.lane_prefetch, self.arrivals.append)
+        return Lane(self.link, self.survey, self.lane_prefetch, self.arrive)
+
+    def arrive(self, delivery: Delivery) -> None:
+        self.arrivals.append(delivery)
 
     @property
     def unsettled(self) -> int:

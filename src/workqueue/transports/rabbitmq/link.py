@@ -15,6 +15,7 @@ import select
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -86,6 +87,7 @@ class Wire(pyamqp.Connection):  # type: ignore[misc]  # kombu is not typed
         """Called by py-amqp once there is a socket: from here on it never blocks."""
         transport.sock.setblocking(False)
         self.poller.register(transport.sock, select.POLLIN)
+        open_wires.add(self)
         writer: Callable[..., None] = frame_writer(connection, Writes(self.write))
         return writer
 
@@ -266,9 +268,7 @@ class Link:
     def close(self, timeout: float = 2.0) -> None:
         """Say good-bye if the broker listens, hang up in any case; safe to call twice."""
         if self.pid != os.getpid():
-            # The parent's connection: a farewell from here would end it for the parent.
-            close_descriptor(self.wire)
-            return
+            return  # the parent's connection: a farewell from here would end it for the parent
         self.wire.call_timeout = timeout
         self.wire.taps.clear()
         with suppress(Exception):  # whatever a dying connection raises, it is over
@@ -303,11 +303,24 @@ def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire
     raise lost
 
 
+open_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
+
+
 def close_descriptor(wire: Wire) -> None:
     transport = wire._transport  # the property would connect again
     if transport is not None and transport.sock is not None:
         with suppress(OSError):
             os.close(transport.sock.detach())
+
+
+def close_inherited() -> None:
+    """In a forked child: were it to keep its parent's connections open, the broker would not notice
+    the parent's death for as long as the child lives, and give its messages to nobody."""
+    for wire in list(open_wires):
+        close_descriptor(wire)
+
+
+os.register_at_fork(after_in_child=close_inherited)
 
 
 @contextmanager

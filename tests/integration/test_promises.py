@@ -1,0 +1,262 @@
+"""The promises of the README, looked at from outside: real commands, real processes, real signals.
+
+The same program on the embedded file and on RabbitMQ, with the same behaviour: what is in
+`Promises` holds for both, and only what a transport alone can do stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.broker import Vhost
+from tests.integration.programs import Desk, alive, children_of, processes_with
+
+
+class Promises:
+    @pytest.fixture
+    def url(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def desk(self, tmp_path: Path, url: str) -> Iterator[Desk]:
+        desk = Desk(tmp_path, url)
+        yield desk
+        desk.close()
+
+    # P1
+
+    def test_work_is_shared(self, desk: Desk) -> None:
+        """Two workers with commands: each message goes to one of them, and both have a share."""
+        numbers = [str(number) for number in range(1, 301)]
+        desk.send("numbers", *numbers)
+        script = 'sleep 0.01; printf "%s\\n" "$(cat)" >> out-$PPID.txt'
+        arguments = ("numbers", "--exec", "--until-empty", "-c", "4", "--", "sh", "-c", script)
+        workers = [desk.start("work", *arguments) for _ in range(2)]
+        assert [worker.wait().code for worker in workers] == [0, 0]
+        shares = [path.read_text().split() for path in desk.folder.glob("out-*.txt")]
+        assert sorted(sum(shares, []), key=int) == numbers
+        assert len(shares) == 2
+        assert all(shares)
+
+    # P2
+
+    def test_acknowledged_after_the_work(self, desk: Desk) -> None:
+        """A task that was begun and not finished is still the broker's."""
+        desk.send("q", "once 60")
+        worker = desk.work("q")
+        desk.until(lambda: desk.bodies("start"), "the task to start")
+        worker.kill()
+        assert desk.drain("q").code == 0
+        assert desk.bodies("done") == ["once 60"]
+
+    def test_acknowledged_early_if_asked(self, desk: Desk) -> None:
+        """--ack early is at most once: what was begun does not come again."""
+        desk.send("q", "once 60")
+        worker = desk.work("q", "--ack", "early")
+        desk.until(lambda: desk.bodies("start"), "the task to start")
+        time.sleep(0.5)
+        worker.kill()
+        assert desk.drain("q").code == 0
+        assert desk.bodies("done") == []
+
+    # P3
+
+    def test_a_killed_worker_loses_nothing(self, desk: Desk) -> None:
+        """What it ran and what it held goes to another, flagged; no child of its is left."""
+        desk.send("q", "once 60 a", "once 60 b", "hold")
+        worker = desk.work("q", "-c", "2", "--prefetch", "3")
+        desk.until(lambda: len(desk.bodies("start")) == 2, "two tasks to start")
+        children = children_of(worker.pid)
+        assert len(children) >= 2
+        worker.kill()
+        desk.until(lambda: not any(map(alive, children)), "its children to end")
+        assert desk.drain("q", "-c", "2").code == 0
+        done = {entry["body"]: entry for entry in desk.journal("done")}
+        assert set(done) == {"once 60 a", "once 60 b", "hold"}
+        for body in ("once 60 a", "once 60 b"):
+            assert done[body]["redelivered"]
+            assert done[body]["attempt"] == 1
+
+    def test_a_killed_worker_takes_the_grandchildren_along(self, desk: Desk) -> None:
+        """Whatever a command started, also in a session of its own, ends with the worker."""
+        mark = f"7{os.getpid() % 100000:05}.25"
+        desk.send("q", "x")
+        script = f"setsid sleep {mark} & sleep {mark}"
+        worker = desk.start("work", "q", "--exec", "--", "sh", "-c", script)
+        desk.until(lambda: len(processes_with(mark)) >= 2, "the sleepers to start")
+        worker.kill()
+        desk.until(lambda: not processes_with(mark), "them to end")
+
+    # P6, P7, P9
+
+    def test_a_full_queue_names_what_it_did_not_take(self, desk: Desk) -> None:
+        """What the sender was told, what status says and what is handled later agree."""
+        assert desk.run("declare", "q", "--max-length", "10").code == 0
+        bodies = "".join(f"{number}\n" for number in range(3000))
+        result = desk.run("send", "q", "-", "--timeout", "1s", "--json", stdin=bodies)
+        assert result.code == 3, result.err
+        assert "full" in result.err
+        [told] = result.json
+        assert told["sent"] >= 10
+        desk.until(lambda: desk.status("q")["ready"] == told["sent"], "status to agree")
+        assert desk.start("work", "q", "--exec", "--until-empty", "--", "true").wait().code == 0
+        assert desk.status("q")["ready"] == 0
+
+    def test_a_mismatch_names_the_parameter(self, desk: Desk) -> None:
+        """Parameter, both values, what to do; exit 78."""
+        assert desk.run("declare", "q", "--max-length", "10").code == 0
+        assert desk.run("declare", "q", "--max-length", "10").code == 0
+        result = desk.run("declare", "q", "--max-length", "20")
+        assert result.code == 78
+        assert "max length is 10, not 20" in result.err
+        assert len(result.err.splitlines()) <= 3
+        assert desk.run("send", "q", "x").code == 0
+
+    def test_a_backlog_is_seen_and_worked_down(self, desk: Desk) -> None:
+        """status shows it, and workers that come later help."""
+        desk.send("q", *(f"sleep 0.05 {n}" for n in range(60)))
+        assert desk.status("q")["ready"] == 60
+        first = desk.work("q", "--until-empty")
+        desk.until_done(3)
+        second = desk.work("q", "--until-empty", "-c", "2")
+        assert (first.wait().code, second.wait().code) == (0, 0)
+        assert desk.status("q")["ready"] == 0
+        assert len({entry["worker"] for entry in desk.journal("done")}) == 2
+        assert len(desk.bodies("done")) == 60
+
+    # P8
+
+    def test_fair_dispatch(self, desk: Desk) -> None:
+        """Odd tasks are heavy, even ones light: two workers need about half the time of one."""
+        tasks = [f"sleep {0.5 if n % 2 else 0} {n}" for n in range(16)]
+        # Begin with both workers ready, so that their start is not measured.
+        assert desk.run("declare", "q").code == 0
+        workers = [desk.work("q", "--prefetch", "1") for _ in range(2)]
+        desk.until(lambda: desk.status("q")["consumers"] == 2, "both workers")
+        desk.send("q", *tasks)
+        desk.until_done(16)
+        makespan = self.makespan(desk)
+        for worker in workers:
+            worker.send(signal.SIGTERM)
+            assert worker.wait().code == 0
+        heavy = Counter(entry["worker"] for entry in desk.journal("done") if "0.5" in entry["body"])
+        assert sorted(heavy.values()) == [4, 4]
+        assert makespan < 4.0 * 0.8, "one worker alone would need 4 s, two at best 2 s"
+
+    def makespan(self, desk: Desk) -> float:
+        began = min(entry["at"] for entry in desk.journal("start"))
+        ended = max(entry["at"] for entry in desk.journal("done"))
+        return float(ended - began)
+
+    # P10
+
+    def test_crashes_stay_where_they_happen(self, desk: Desk) -> None:
+        """Exit, segfault and SIGKILL of a task are its failed attempts; its neighbours and the
+        worker do not notice."""
+        healthy = [f"sleep 0.05 {n}" for n in range(20)]
+        desk.send("q", "exit", "segfault", "suicide", *healthy)
+        worker = desk.work("q", "-c", "4", "--until-empty")
+        result = worker.wait()
+        assert result.code == 0, result.err
+        done = desk.journal("done")
+        assert sorted(entry["body"] for entry in done) == sorted(healthy)
+        assert {entry["attempt"] for entry in done} == {1}
+        assert {entry["worker"] for entry in desk.journal()} == {worker.pid}
+        attempts = Counter(entry["body"] for entry in desk.journal("start"))
+        assert {body: attempts[body] for body in ("exit", "segfault", "suicide")} == {
+            "exit": 5,
+            "segfault": 5,
+            "suicide": 5,
+        }
+        assert desk.status("q")["dead"] == 3
+
+    def test_a_failing_task_is_set_aside_with_its_reason(self, desk: Desk) -> None:
+        """Five attempts, then the dead-letter queue; its error is with it."""
+        desk.send("q", "fail")
+        assert desk.drain("q").code == 0
+        assert [entry["attempt"] for entry in desk.journal("start")] == [1, 2, 3, 4, 5]
+        assert desk.status("q")["dead"] == 1
+        show = 'printf "%s" "$WORKQUEUE_HEADERS"'
+        result = desk.run("work", "q.dead", "--exec", "-n", "1", "--", "sh", "-c", show)
+        assert "ValueError: as asked" in result.out
+
+    # P11
+
+    def test_sigterm_finishes_and_hands_back(self, desk: Desk) -> None:
+        """Four tasks run, eight more are held: the four finish, the eight are another's at once."""
+        desk.send("q", *(f"sleep 3 {n}" for n in range(4)), *(f"sleep 0 {n}" for n in range(8)))
+        worker = desk.work("q", "-c", "4", "--prefetch", "12")
+        desk.until(lambda: len(desk.bodies("start")) == 4, "four tasks to start")
+        worker.send(signal.SIGTERM)
+        other = desk.work("q", "-c", "4", "--until-empty")
+        result = worker.wait()
+        assert result.code == 0, result.err
+        assert other.wait().code == 0
+        done = desk.journal("done")
+        assert len(done) == 12
+        assert {entry["worker"] for entry in done if "sleep 3" in entry["body"]} == {worker.pid}
+        assert {entry["worker"] for entry in done if "sleep 0" in entry["body"]} == {other.pid}
+        assert {entry["attempt"] for entry in done} == {1}
+
+    def test_sigterm_twice_leaves_at_once(self, desk: Desk) -> None:
+        """Out soon, without a traceback, and the tasks run again elsewhere."""
+        desk.send("q", "once 60 a", "once 60 b")
+        worker = desk.work("q", "-c", "2")
+        desk.until(lambda: len(desk.bodies("start")) == 2, "two tasks to start")
+        worker.send(signal.SIGTERM)
+        time.sleep(0.3)
+        worker.send(signal.SIGTERM)
+        result = worker.wait(20)
+        assert result.code == 143
+        assert "Traceback" not in result.err
+        assert desk.drain("q").code == 0
+        assert sorted(desk.bodies("done")) == ["once 60 a", "once 60 b"]
+
+    def test_ctrl_c_does_as_sigterm(self, desk: Desk) -> None:
+        """And in a terminal the children, which get it too, go on."""
+        desk.send("q", "sleep 1")
+        worker = desk.work("q")
+        desk.until(lambda: desk.bodies("start"), "the task to start")
+        worker.send(signal.SIGINT)
+        assert worker.wait().code == 0
+        assert desk.bodies("done") == ["sleep 1"]
+
+    def test_the_grace_period_ends(self, desk: Desk) -> None:
+        """A task that outlasts it is handed back, and the worker still exits 0."""
+        desk.send("q", "once 60")
+        worker = desk.work("q", "--grace", "500ms")
+        desk.until(lambda: desk.bodies("start"), "the task to start")
+        worker.send(signal.SIGTERM)
+        assert worker.wait(20).code == 0
+        assert desk.drain("q").code == 0
+        assert desk.bodies("done") == ["once 60"]
+
+    # the demo
+
+    def test_the_demo_loses_nothing(self, desk: Desk) -> None:
+        """Workers, one killed in the middle, a table; exit 0 with 0 lost."""
+        result = desk.run("demo", "-n", "150", "--json")
+        assert result.code == 0, result.err
+        [figures] = result.json
+        assert (figures["sent"], figures["handled"], figures["lost"]) == (150, 150, 0)
+        assert "killed worker" in result.err
+        assert not processes_with(f"workqueue-demo-{desk.programs[-1].pid}")
+
+
+class TestOnTheEmbeddedFile(Promises):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path / 'jobs.db'}"
+
+
+class TestOnRabbitMQ(Promises):
+    @pytest.fixture
+    def url(self, vhost: Vhost) -> str:
+        return vhost.url
