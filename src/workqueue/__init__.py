@@ -1,10 +1,10 @@
 """Work queues on RabbitMQ, or on a file: what was sent is handled, whatever dies.
 
-    from workqueue import Producer, Worker, connect
+from workqueue import Producer, Worker, connect
 
-    emails = connect("sqlite:///jobs.db").queue("emails")
-    Producer(emails).send({"to": "ada@example.org"})
-    Worker(emails, lambda job: print(job.payload)).run(until_empty=True)
+emails = connect("sqlite:///jobs.db").queue("emails")
+Producer(emails).send({"to": "ada@example.org"})
+Worker(emails, lambda job: print(job.payload)).run(until_empty=True)
 """
 
 from workqueue.broker import Broker, connect

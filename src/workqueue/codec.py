@@ -21,7 +21,7 @@ PLAIN_ENCODINGS = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-asci
 """Content encodings that leave the body as it is; some clients name the character set here."""
 
 RUNS_CODE = ("pickle", "python-serialize", "yaml")
-"""Parts of content types whose decoders can be made to run code. There is no way to switch them on."""
+"""Parts of content types whose decoders can be made to run code. They cannot be switched on."""
 
 
 def encode(payload: object) -> tuple[bytes, str]:
@@ -97,7 +97,7 @@ def media_type(content_type: str | None) -> tuple[str, str]:
 
 
 def compression_of(content_encoding: str | None, headers: Mapping[str, Any]) -> str:
-    """What the body was compressed with, or nothing: by the standard property, or kombu's header."""
+    """What the body was compressed with, or nothing: by the property, or by kombu's header."""
     encoding = (content_encoding or "").lower()
     if encoding not in PLAIN_ENCODINGS:
         return encoding

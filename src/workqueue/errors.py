@@ -3,10 +3,10 @@
     WorkqueueError
     ├── ConfigError               what was asked for cannot be: a URL, an option, a name
     │   ├── UnknownScheme         no installed transport serves this URL
-    │   ├── HandlerNotFound       the handler cannot be imported or cannot run where it was asked to
+    │   ├── HandlerNotFound       the handler cannot be imported, or cannot run where it should
     │   ├── QueueMismatch         the queue exists with other parameters
     │   └── Unsupported           this transport, or this version of the broker, cannot do that
-    ├── BadPayload                a payload that cannot be encoded, or a body that is not what it claims
+    ├── BadPayload                a payload that cannot be encoded, a body that is not what it says
     ├── AccessRefused             wrong password, virtual host, certificate or permission
     ├── ConnectionLost            the broker cannot be reached, or the connection to it is gone
     ├── ConsumerLost              this consumer is finished; a new one may go on
@@ -175,7 +175,7 @@ class BrokerBlocked(Unconfirmed):
     """The broker takes no messages for now: it is short of memory or disk."""
 
 
-class Reject(Exception):  # noqa: N818 - not an error: what a handler says about its task
+class Reject(Exception):
     """Never: set the task aside in the dead-letter queue with `reason`, without retrying."""
 
     def __init__(self, reason: str = "rejected by the handler") -> None:

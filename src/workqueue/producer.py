@@ -44,7 +44,9 @@ class Producer:
     same id. `connect_timeout` is how long to look for a broker that was never reached yet.
     """
 
-    def __init__(self, queue: Queue, *, timeout: float = 30.0, connect_timeout: float = 5.0) -> None:
+    def __init__(
+        self, queue: Queue, *, timeout: float = 30.0, connect_timeout: float = 5.0
+    ) -> None:
         self.queue = queue
         self.timeout = timeout
         self.connect_timeout = min(connect_timeout, timeout)
@@ -136,7 +138,7 @@ class Producer:
             self.place(load)
         except StillPending:
             pass  # time is up: the causes are on record
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every sender in line must hear of it
             load.error = error
             self.hang_up()
         except BaseException:  # Ctrl-C in the middle: the connection is in an unknown state
@@ -149,17 +151,18 @@ class Producer:
 
     def place(self, load: Load) -> None:
         """Try, and try again, until all is placed, refused for good, or time is up."""
-        from tenacity import Retrying, retry_if_exception_type, stop_any, wait_random_exponential
+        from tenacity import RetryCallState, Retrying, retry_if_exception_type
+        from tenacity.wait import wait_random_exponential
 
         began = time.monotonic()
 
-        def time_is_up(state: object) -> bool:
+        def time_is_up(_state: RetryCallState) -> bool:
             limit = self.timeout if self.reached else self.connect_timeout
             return time.monotonic() - began >= limit
 
         attempts = Retrying(
             retry=retry_if_exception_type((ConnectionLost, StillPending)),
-            stop=stop_any(time_is_up),
+            stop=time_is_up,
             wait=wait_random_exponential(multiplier=0.05, max=2.0),
             reraise=True,
         )
@@ -225,7 +228,7 @@ class Producer:
         self.close()
 
 
-class StillPending(Exception):  # noqa: N818 - never leaves this module
+class StillPending(Exception):
     """Some messages are not placed yet, and it makes sense to try again."""
 
 
@@ -343,7 +346,7 @@ def in_chunks(messages: Iterator[Message]) -> Iterator[list[Message]]:
             message = next(messages)
         except StopIteration:
             break
-        except Exception as error:  # the source's own; it is raised when its chunk is sent
+        except Exception as error:  # noqa: BLE001 - raised once its chunk is sent
             failure = error
             break
         chunk.append(message)

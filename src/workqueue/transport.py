@@ -63,7 +63,11 @@ class QueueSpec:
         """What differs, as `{parameter: (wanted, existing)}`; a type not asked for suits any."""
         if not self.asks:
             return {}
-        wanted = {"type": self.type or existing.type, "max length": self.max_length, "ttl": self.ttl}
+        wanted = {
+            "type": self.type or existing.type,
+            "max length": self.max_length,
+            "ttl": self.ttl,
+        }
         found = {"type": existing.type, "max length": existing.max_length, "ttl": existing.ttl}
         return {name: (wanted[name], found[name]) for name in wanted if wanted[name] != found[name]}
 

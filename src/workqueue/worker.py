@@ -298,7 +298,7 @@ class Shift:
             self.last_arrival = time.monotonic()
             if ending.delivery in self.lost:
                 self.lost.discard(ending.delivery)
-                log.warning("task %s may be done twice: it was lost meanwhile", name(ending.delivery))
+                log.warning("task %s may be done twice: it was lost", name(ending.delivery))
                 continue
             self.running.discard(ending.delivery)
             outcome = self.record(judge(ending, self.worker.max_attempts))
@@ -404,7 +404,8 @@ class Shift:
         return max(wait, 5.0) if refused else max(wait, 0.1)
 
     def say_that_it_waits(self, state: Any) -> None:
-        log.warning("%s; trying again in %.1f s", state.outcome.exception(), state.next_action.sleep)
+        problem, pause = state.outcome.exception(), state.next_action.sleep
+        log.warning("%s; trying again in %.1f s", problem, pause)
 
     def nap(self, seconds: float) -> None:
         """Sleep, unless told to stop."""

@@ -1,13 +1,13 @@
 """The command line: one module per command or panel, each parse → call → print.
 
-    main       the entry point, and how errors become lines and exit codes
-    options    the options every command has, and how values are written
-    settings   where defaults come from: environment and configuration files
-    output     data to stdout, talk to stderr
-    send       workqueue send
-    work       workqueue work
-    demo       workqueue demo
-    look       workqueue status
-    mend       workqueue purge
-    setup      workqueue declare, plugins, config
+main       the entry point, and how errors become lines and exit codes
+options    the options every command has, and how values are written
+settings   where defaults come from: environment and configuration files
+output     data to stdout, talk to stderr
+send       workqueue send
+work       workqueue work
+demo       workqueue demo
+look       workqueue status
+mend       workqueue purge
+setup      workqueue declare, plugins, config
 """

@@ -11,8 +11,8 @@ from workqueue.cli import demo, look, mend, send, setup, work
 from workqueue.cli.settings import apply_settings
 
 EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 65 bad input, 69 broker not reachable, "
-    "70 a bug of ours, 77 refused credentials, 78 bad configuration, 130 and 143 told twice to stop."
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 65 bad input, 69 no broker reached, "
+    "70 a bug of ours, 77 refused credentials, 78 bad configuration, 130 and 143 stopped twice."
 )
 
 app = typer.Typer(

@@ -88,7 +88,7 @@ def write_journal(job: Job[Any], event: str) -> None:
         "redelivered": job.redelivered,
         "at": time.time(),
     }
-    with open(os.environ[JOURNAL], "ab", buffering=0) as journal:
+    with Path(os.environ[JOURNAL]).open("ab", buffering=0) as journal:
         journal.write(json.dumps(line).encode() + b"\n")
 
 
@@ -184,7 +184,8 @@ class Show:
         victim = max(self.workers, key=lambda worker: running.count(worker.pid))
         victim.kill()
         self.killed, self.killed_at = victim.pid, time.time()
-        self.tell(f"killed worker {victim.pid} (SIGKILL) with {running.count(victim.pid)} tasks running")
+        count = running.count(victim.pid)
+        self.tell(f"killed worker {victim.pid} (SIGKILL) with {count} tasks running")
 
     def dismiss(self) -> None:
         for worker in self.workers:

@@ -23,7 +23,8 @@ def add_to(app: typer.Typer) -> None:
 def status(
     session: Session,
     queues: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUEUE]...", help="All of them, if none is named.")
+        list[str] | None,
+        typer.Argument(metavar="[QUEUE]", help="All of them, if none is named."),
     ] = None,
 ) -> None:
     """How many messages wait, run and are dead, in each QUEUE.

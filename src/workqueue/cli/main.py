@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 from workqueue.errors import (
     AccessRefused,
@@ -60,7 +60,7 @@ def main() -> None:
         # Whoever read our output has gone: `workqueue status | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line of defence
         leave(error, arguments)
 
 

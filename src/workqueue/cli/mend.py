@@ -19,7 +19,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def purge(
-    session: Session, queue: Annotated[str, typer.Argument(help="The queue.")], yes: Yes = False
+    session: Session, queue: Annotated[str, typer.Argument(metavar="QUEUE")], yes: Yes = False
 ) -> None:
     """Drop all messages that wait in QUEUE. What runs, and what is dead, stays."""
     with session.connect() as broker:

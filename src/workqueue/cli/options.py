@@ -61,7 +61,9 @@ class Session:
         if url is None:
             self.introduce_embedded_file()
         elif self.url_in_argv and password_in(url):
-            self.say("a password in --url is seen by everybody on this machine: WORKQUEUE_URL is not")
+            self.say(
+                "a password in --url can be seen by all users of this machine; WORKQUEUE_URL cannot"
+            )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
         return connect(url, management_url=self.management_url if amqp else None)

@@ -13,6 +13,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+NUMBERS = {"ready", "in_flight", "delayed", "dead", "consumers", "oldest_ready_s"}
+"""Columns that are set to the right."""
+
 TROUBLESOME = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that a terminal may act on, or not show: controls, formats, surrogates."""
 
@@ -22,9 +25,12 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in TROUBLESOME else char
-        for char in text
+        char if unicodedata.category(char) not in TROUBLESOME else escaped(char) for char in text
     )
+
+
+def escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def say(text: str) -> None:
@@ -50,8 +56,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column not in ("queue", "name", "group", "distribution", "state", "setting", "value")
-        table.add_column(column, justify="right" if right else "left")
+        table.add_column(column, justify="right" if column in NUMBERS else "left")
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)

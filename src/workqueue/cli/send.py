@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 import typer
@@ -29,12 +28,8 @@ READ_SIZE = 256 * 1024
 STDIN = "standard input"
 
 
-class As(str, Enum):
-    """What a body is taken for."""
-
-    auto = "auto"
-    json = "json"
-    text = "text"
+As = Literal["auto", "json", "text"]
+"""What a body is taken for."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,11 +38,11 @@ def add_to(app: typer.Typer) -> None:
 
 def send(
     session: Session,
-    queue: Annotated[str, typer.Argument(help="The queue. It is made if it is not there.")],
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="It is made if it is not there.")],
     bodies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[BODY]... | -",
+            metavar="[BODY|-]",
             help="Each is a message. A sole - is standard input: one message a line.",
         ),
     ] = None,
@@ -56,10 +51,8 @@ def send(
     ] = None,
     as_: Annotated[
         As,
-        typer.Option(
-            "--as", help="auto: a JSON object or array is JSON, anything else is text."
-        ),
-    ] = As.auto,
+        typer.Option("--as", help="auto: a JSON object or array is JSON, anything else is text."),
+    ] = "auto",
     whole: Annotated[
         bool, typer.Option("--whole", help="All of a file or of standard input is one message.")
     ] = False,
@@ -216,18 +209,18 @@ class Shape:
         )
 
     def content_type(self, body: bytes) -> str:
-        if self.as_ is As.json or (self.as_ is As.auto and body.lstrip()[:1] in (b"{", b"[")):
+        if self.as_ == "json" or (self.as_ == "auto" and body.lstrip()[:1] in (b"{", b"[")):
             try:
                 msgspec.json.decode(body)
             except (ValueError, RecursionError) as error:
-                if self.as_ is As.json:
+                if self.as_ == "json":
                     raise BadPayload(f"is not JSON: {error}") from error
             else:
                 return JSON
         try:
             body.decode()
         except UnicodeDecodeError as error:
-            if self.as_ is As.text:
+            if self.as_ == "text":
                 raise BadPayload(f"is not text in UTF-8: {error}") from error
             return BYTES
         return TEXT
@@ -341,5 +334,3 @@ def progress(session: Session) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("send", total=None)
         yield lambda sent: bar.update(task, completed=sent)
-
-

@@ -105,9 +105,7 @@ def default_map(settings: Mapping[str, Setting], group: Any) -> dict[str, dict[s
             )
     return {
         command: {
-            parameter: settings[flag].value
-            for flag, parameter in names.items()
-            if flag in settings
+            parameter: settings[flag].value for flag, parameter in names.items() if flag in settings
         }
         for command, names in flags.items()
     }

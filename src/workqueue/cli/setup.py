@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
@@ -13,14 +12,7 @@ from workqueue import registry
 from workqueue.cli.options import Session, command, duration, password_in
 from workqueue.cli.output import print_json, print_table
 from workqueue.cli.settings import candidate_files, load_settings, variables_of
-from workqueue.transport import QueueSpec
-
-
-class Type(str, Enum):
-    """How RabbitMQ keeps a queue."""
-
-    quorum = "quorum"
-    classic = "classic"
+from workqueue.transport import QueueSpec, QueueType
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,9 +26,9 @@ def add_to(app: typer.Typer) -> None:
 
 def declare(
     session: Session,
-    queues: Annotated[list[str], typer.Argument(metavar="QUEUE...")],
+    queues: Annotated[list[str], typer.Argument(metavar="QUEUE")],
     type: Annotated[
-        Type | None,
+        QueueType | None,
         typer.Option("--type", help="quorum: replicated, the default. classic: on one node."),
     ] = None,
     max_length: Annotated[
@@ -57,8 +49,7 @@ def declare(
     ] = False,
 ) -> None:
     """Make each QUEUE and its dead-letter queue; if it is there, check it against the options."""
-    chosen = type.value if type else None
-    specs = [QueueSpec(name=q, type=chosen, max_length=max_length, ttl=ttl) for q in queues]
+    specs = [QueueSpec(name=q, type=type, max_length=max_length, ttl=ttl) for q in queues]
     with session.connect() as broker:
         for spec in specs:
             made = broker.transport.declare(spec, dry_run=dry_run)
@@ -87,7 +78,7 @@ def describe(group: str, entry_point: EntryPoint) -> tuple[str | None, ...]:
     try:
         entry_point.load()
         state = "ok"
-    except Exception as error:  # a plugin may fail in any way, and breaks nothing but itself
+    except Exception as error:  # noqa: BLE001 - a plugin may fail in any way
         state = f"broken: {error.__class__.__name__}: {error}"
     dist = entry_point.dist
     kind = group.removeprefix("workqueue.").removesuffix("s")
@@ -104,7 +95,9 @@ def config_show(session: Session) -> None:
     """Every setting that is not left at its default, and where it was set; no passwords."""
     from workqueue.cli.app import app
 
-    chosen = {setting.name: (setting.value, str(setting.source)) for setting in load_settings().values()}
+    chosen = {
+        setting.name: (setting.value, str(setting.source)) for setting in load_settings().values()
+    }
     for flag, variable in variables_of(typer.main.get_command(app)).items():
         if variable in os.environ:
             chosen[flag] = (os.environ[variable], variable)

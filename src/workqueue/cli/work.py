@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -22,44 +21,16 @@ SECRETS = ("WORKQUEUE_URL", "WORKQUEUE_URL_FILE", "WORKQUEUE_MANAGEMENT_URL")
 """Not for the environment of commands, unless asked for: they hold passwords."""
 
 
-class Where(str, Enum):
-    """Where a Python handler runs."""
-
-    process = "process"
-    thread = "thread"
-
-
-class AckWhen(str, Enum):
-    """When a task is acknowledged: after it was done, or before it is begun."""
-
-    late = "late"
-    early = "early"
-
-
-class OnLost(str, Enum):
-    """What happens to a running task whose message the broker took away."""
-
-    stop = "stop"
-    finish = "finish"
-
-
-class LogFormat(str, Enum):
-    """How what the worker says is written."""
-
-    text = "text"
-    json = "json"
-
-
 class WorkCommand(TyperCommand):
     """Insists on -- before the command of --exec: without it, its options would be taken for
     ours."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--exec" in args and "--" not in args and not {"-h", "--help"} & set(args):
             say("workqueue: write -- before the command, so that its options are its own")
             say(f"  Try: workqueue work {shlex.join(self.with_dashes(args))}")
             ctx.exit(2)
-        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
+        return super().parse_args(ctx, args)
 
     def with_dashes(self, args: list[str]) -> list[str]:
         """The same line, with -- before the first word after the queue that is no option's."""
@@ -98,11 +69,11 @@ def add_to(app: typer.Typer) -> None:
 
 def work(
     session: Session,
-    queue: Annotated[str, typer.Argument(help="The queue. It is made if it is not there.")],
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="It is made if it is not there.")],
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="HANDLER | -- CMD [ARG]...",
+            metavar="HANDLER|-- CMD ARG",
             help="tasks:handle or tasks.py:handle; with --exec a command and its arguments.",
         ),
     ] = None,
@@ -115,8 +86,9 @@ def work(
         typer.Option("-c", "--concurrency", min=1, envvar="WORKQUEUE_CONCURRENCY", help="Slots."),
     ] = 1,
     in_: Annotated[
-        Where, typer.Option("--in", envvar="WORKQUEUE_IN", help="Where a HANDLER runs.")
-    ] = Where.process,
+        Literal["process", "thread"],
+        typer.Option("--in", envvar="WORKQUEUE_IN", help="Where a HANDLER runs."),
+    ] = "process",
     prefetch: Annotated[
         int | None,
         typer.Option(
@@ -144,19 +116,19 @@ def work(
         ),
     ] = 30.0,
     ack: Annotated[
-        AckWhen,
+        Literal["late", "early"],
         typer.Option(
             "--ack", envvar="WORKQUEUE_ACK", help="early: at most once, lost if a worker dies."
         ),
-    ] = AckWhen.late,
+    ] = "late",
     on_lost: Annotated[
-        OnLost,
+        Literal["stop", "finish"],
         typer.Option(
             "--on-lost",
             envvar="WORKQUEUE_ON_LOST",
             help="What becomes of a running task that the broker gave to another worker.",
         ),
-    ] = OnLost.stop,
+    ] = "stop",
     pass_url: Annotated[
         bool, typer.Option("--pass-url", help="Let the command see WORKQUEUE_URL.")
     ] = False,
@@ -164,8 +136,8 @@ def work(
         bool, typer.Option("--reload", help="Restart the children when the handler's files change.")
     ] = False,
     log_format: Annotated[
-        LogFormat, typer.Option("--log-format", envvar="WORKQUEUE_LOG_FORMAT")
-    ] = LogFormat.text,
+        Literal["text", "json"], typer.Option("--log-format", envvar="WORKQUEUE_LOG_FORMAT")
+    ] = "text",
 ) -> None:
     """Work messages from QUEUE with a Python function or any command.
 
@@ -182,20 +154,20 @@ def work(
             raise typer.BadParameter("--exec needs a command after --")
         runner: Runner | None = CommandRunner(
             words,
-            finish_lost=on_lost is OnLost.finish,
+            finish_lost=on_lost == "finish",
             withheld=() if pass_url else SECRETS,
         )
     elif len(words) != 1:
         raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
-    elif in_ is Where.process:
-        runner = ProcessRunner(words[0], finish_lost=on_lost is OnLost.finish, reload=reload)
+    elif in_ == "process":
+        runner = ProcessRunner(words[0], finish_lost=on_lost == "finish", reload=reload)
     else:
         runner = None
     if reload and not isinstance(runner, ProcessRunner):
         raise typer.BadParameter("--reload restarts child processes: it needs a HANDLER in them")
 
     with session.connect() as broker:
-        show_log(log_format=log_format.value, quiet=session.quiet, verbose=session.verbose)
+        show_log(log_format=log_format, quiet=session.quiet, verbose=session.verbose)
         worker = Worker(
             broker.queue(queue),
             words[0],
@@ -203,7 +175,7 @@ def work(
             concurrency=concurrency,
             prefetch=prefetch,
             grace=grace,
-            ack=ack.value,
+            ack=ack,
         )
         session.say(
             f"working {queue} with {shlex.join(words)}, {concurrency} at once; "

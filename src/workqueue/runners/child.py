@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from struct import Struct
 from types import FrameType
 from typing import NoReturn
@@ -60,6 +61,8 @@ class Interrupted(SystemExit):
 
 
 class Child:
+    """This process: its two sockets, and the flag of the job that runs."""
+
     def __init__(self, jobs: socket.socket, control: socket.socket) -> None:
         self.jobs = jobs
         self.control = control
@@ -113,7 +116,7 @@ class Child:
 def own_files() -> list[str]:
     """The files of the imported modules that are the user's: below the current folder, and not
     installed."""
-    here = os.getcwd() + os.sep
+    here = f"{Path.cwd()}{os.sep}"
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return [
         file

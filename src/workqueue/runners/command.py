@@ -174,7 +174,8 @@ class CommandRunner:
                     env={**self.environment, **variables(delivery)},
                 )
             except ValueError as error:  # a NUL byte, which no environment can hold
-                return Ending(delivery, Verdict.REJECTED, f"it cannot be given to a command: {error}")
+                told = f"it cannot be given to a command: {error}"
+                return Ending(delivery, Verdict.REJECTED, told)
             except OSError as error:
                 # Too large for an environment (the headers): no other try can succeed.
                 verdict = Verdict.REJECTED if error.errno == errno.E2BIG else Verdict.FAILED
@@ -279,7 +280,7 @@ def write_body(process: subprocess.Popen[bytes], body: bytes) -> None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where there is no such thing."""
+    """A descriptor that becomes readable when the process ends; None where there are none."""
     if not hasattr(os, "pidfd_open"):
         return None
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,7 +32,7 @@ def handle(handler: Handler, delivery: Delivery, lost: Lost) -> Ending:
         handler(job)
     except Reject as signal:
         return Ending(delivery, Verdict.REJECTED, one_line(signal.reason))
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is the task's
         reason = one_line(f"{type(error).__name__}: {error}")
         return Ending(delivery, Verdict.FAILED, reason, traceback_of(error))
     return Ending(delivery, Verdict.DONE)
@@ -94,21 +93,22 @@ def load_handler(name: str) -> Handler:
 
 
 def load_module(name: str) -> ModuleType:
-    here = os.getcwd()
+    here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise HandlerNotFound(f"there is no module {error.name} in {here} or installed") from error
+            told = f"there is no module {error.name} in {here} or installed"
+            raise HandlerNotFound(told) from error
         raise failed_import(name, error) from error
     except (Exception, SystemExit) as error:
         raise failed_import(name, error) from error
 
 
 def load_file(path: Path) -> ModuleType:
-    """The file as a module of its own name, with its folder on the path, as if it were run there."""
+    """The file as a module of its own name, with its folder on the path, as if run there."""
     if not path.is_file():
         raise HandlerNotFound(f"there is no file {path}")
     folder = str(path.resolve().parent)

@@ -8,7 +8,6 @@ broker's connection open after the worker was killed, and keep its messages from
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import signal
 import socket
@@ -20,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -115,6 +115,10 @@ class ProcessRunner:
         self.slots = [self.launch() for _ in range(slots)]
         self.thread = threading.Thread(target=self.serve, name="workqueue-children", daemon=True)
         self.thread.start()
+        self.wait_for_first()
+
+    def wait_for_first(self) -> None:
+        """One child has imported the handler: it can be done. Raises HandlerNotFound."""
         self.started.wait()
         if self.unusable:
             self.close()
@@ -163,7 +167,8 @@ class ProcessRunner:
             while self.orders:
                 word, delivery = self.orders.popleft()
                 if word == "close":
-                    return self.end_all()
+                    self.end_all()
+                    return
                 self.obey(word, delivery)
             self.sound_alarms()
             if self.reload and self.files_changed():
@@ -268,7 +273,8 @@ class ProcessRunner:
         except OSError:
             data = b""
         if not data:
-            return self.bury(slot)
+            self.bury(slot)
+            return
         slot.inbox += data
         while len(slot.inbox) >= head.size:
             stop = head.size + head.unpack_from(slot.inbox)[0]
@@ -358,7 +364,7 @@ class ProcessRunner:
     # -- stopping what runs
 
     def tell_of_loss(self, delivery: Delivery | None) -> None:
-        if delivery in self.backlog:
+        if delivery is not None and delivery in self.backlog:
             self.backlog.remove(delivery)
             self.end(Ending(delivery, Verdict.STOPPED))
         for slot in self.slots:
@@ -397,7 +403,7 @@ class ProcessRunner:
 
 def modified(file: str) -> float:
     try:
-        return os.stat(file).st_mtime
+        return Path(file).stat().st_mtime
     except OSError:
         return 0.0
 
@@ -411,5 +417,3 @@ def how_it_died(status: int) -> str:
     except ValueError:
         name = ""
     return f"was killed by signal {-status}{name}"
-
-

@@ -1,6 +1,6 @@
 """Random orders of calls against a model: what was sent is ready, out, dead or done, and only one.
 
-    TestMachine = transport_machine(lambda: MemoryTransport())
+TestMachine = transport_machine(lambda: MemoryTransport())
 """
 
 from __future__ import annotations
@@ -150,10 +150,8 @@ def transport_machine(
     make_transport: Callable[[], Transport], *, examples: int = 50, steps: int = 30
 ) -> type[unittest.TestCase]:
     """A test case that draws `examples` runs of up to `steps` calls, each on a fresh transport."""
-    machine = type(
-        "Machine", (TransportMachine,), {"make_transport": staticmethod(make_transport)}
-    )
-    case: type[unittest.TestCase] = machine.TestCase
+    machine = type("Machine", (TransportMachine,), {"make_transport": staticmethod(make_transport)})
+    case: type[unittest.TestCase] = machine.TestCase  # type: ignore[attr-defined]
     case.settings = settings(  # type: ignore[attr-defined]  # set by Hypothesis on its TestCase
         max_examples=examples, stateful_step_count=steps, deadline=None
     )

@@ -1,1 +1,1 @@
-"""The built-in transports, one module or package each, found through entry points like any other."""
+"""The built-in transports, one module or package each, found through entry points as all are."""

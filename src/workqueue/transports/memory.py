@@ -166,6 +166,8 @@ class MemoryTransport:
 
 
 class MemoryPublisher:
+    """See `workqueue.transport.Publisher`."""
+
     def __init__(self, store: Store) -> None:
         self.store = store
         self.closed = False
@@ -193,6 +195,8 @@ class MemoryPublisher:
 
 
 class MemoryConsumer:
+    """See `workqueue.transport.Consumer`."""
+
     def __init__(self, store: Store, queue: str, prefetch: int) -> None:
         self.store = store
         self.queue = queue
@@ -227,7 +231,7 @@ class MemoryConsumer:
         self.store.expire(self.shelf)
         if self.prefetch:
             limit = min(limit, self.prefetch - len(self.out))
-        taken = []
+        taken: list[Delivery] = []
         while len(taken) < limit and self.shelf.ready:
             entry = heapq.heappop(self.shelf.ready)
             delivery = Delivery(
@@ -260,7 +264,7 @@ class MemoryConsumer:
                 self.store.bury(delivery, reason, error)
             case Ack(delivery):
                 pass
-        del self.out[delivery]
+        del self.out[outcome.delivery]
 
     def give_back(self, entry: Entry) -> None:
         entry.redelivered = True

@@ -21,10 +21,14 @@ DEFAULT_HEARTBEAT = 20.0
 """Seconds. Below 5, RabbitMQ's guide warns of false alarms; a silent cut is noticed after two."""
 
 SHAPE = re.compile(
-    r"(?P<scheme>[a-z]+)://(?:(?P<login>[^/?#]*)@)?(?P<hosts>[^/?#@]*)(?:/(?P<vhost>[^?#]*))?(?:\?(?P<query>[^#]*))?",
+    r"(?P<scheme>[a-z]+)://(?:(?P<login>[^/?#]*)@)?(?P<hosts>[^/?#@]*)"
+    r"(?:/(?P<vhost>[^?#]*))?(?:\?(?P<query>[^#]*))?",
     re.IGNORECASE,
 )
-HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::(?P<port>\d{1,5}))?", re.I)
+HOST = re.compile(
+    r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::(?P<port>\d{1,5}))?",
+    re.IGNORECASE,
+)
 HINT = "Write amqp://user:password@host:5672/vhost, with @ : / # in a password as %40 %3A %2F %23."
 
 

@@ -120,7 +120,9 @@ class Copier:
             causes = {id(message): cause for message, cause in error.failures}
             if self.publisher is not None and self.publisher.closed:
                 self.publisher = None
-            return [(copy, causes[id(copy.message)]) for copy in copies if id(copy.message) in causes]
+            return [
+                (copy, causes[id(copy.message)]) for copy in copies if id(copy.message) in causes
+            ]
         except WorkqueueError as error:
             self.hang_up()
             return [(copy, error) for copy in copies]
@@ -152,5 +154,3 @@ class Copier:
         publisher, self.publisher = self.publisher, None
         if publisher is not None:
             publisher.close()
-
-

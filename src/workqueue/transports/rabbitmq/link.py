@@ -49,7 +49,7 @@ TCP_USER_TIMEOUT = 40_000
 merely holds up: flooded, it died after 1.3 s instead of waiting."""
 
 
-class ChannelClosed(Exception):  # noqa: N818 - translated before it leaves the driver
+class ChannelClosed(Exception):
     """The broker closed a channel: `code` and `text` are its own."""
 
     def __init__(self, channel: int, code: int, text: str) -> None:
@@ -69,10 +69,12 @@ class Writes:
 Tap = Callable[[wire.Inbound], None]
 """Takes the deliveries, returns, confirms and closing of one channel in py-amqp's place."""
 
-TAPPED = frozenset({wire.DELIVER, wire.RETURN, wire.ACK, wire.NACK, wire.CANCEL, wire.CHANNEL_CLOSE})
+TAPPED = frozenset(
+    {wire.DELIVER, wire.RETURN, wire.ACK, wire.NACK, wire.CANCEL, wire.CHANNEL_CLOSE}
+)
 
 
-class Wire(pyamqp.Connection):  # type: ignore[misc]  # kombu is not typed
+class Wire(pyamqp.Connection):
     """py-amqp's connection over our own reads and writes."""
 
     def __init__(self, **options: Any) -> None:
@@ -160,9 +162,7 @@ class Wire(pyamqp.Connection):  # type: ignore[misc]  # kombu is not typed
                 elif inbound.method == wire.CHANNEL_CLOSE:
                     self.close_channel(inbound)
                 elif self.channels is not None and inbound.channel in self.channels:
-                    self.on_inbound_method(
-                        inbound.channel, inbound.method, inbound.arguments, None
-                    )
+                    self.on_inbound_method(inbound.channel, inbound.method, inbound.arguments, None)
             finally:
                 self.dispatching = False
 
@@ -202,7 +202,8 @@ class Wire(pyamqp.Connection):  # type: ignore[misc]  # kombu is not typed
 
     def wait_until_writable(self, deadline: float) -> None:
         sock = self.socket
-        self.poller.modify(sock, select.POLLOUT if self.dispatching else select.POLLIN | select.POLLOUT)
+        events = select.POLLOUT if self.dispatching else select.POLLIN | select.POLLOUT
+        self.poller.modify(sock, events)
         try:
             happened = self.poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
         finally:
@@ -211,7 +212,7 @@ class Wire(pyamqp.Connection):  # type: ignore[misc]  # kombu is not typed
             self.read()
 
 
-class WireTransport(pyamqp.Transport):  # type: ignore[misc]  # kombu is not typed
+class WireTransport(pyamqp.Transport):
     """kombu's AMQP transport with our connection in it."""
 
     Connection = Wire
@@ -238,7 +239,7 @@ class Link:
             "client_properties": {
                 "product": "workqueue",
                 "version": version("workqueue"),
-                "connection_name": f"workqueue {role}, process {self.pid} on {socket.gethostname()}",
+                "connection_name": f"workqueue {role}, {self.pid} on {socket.gethostname()}",
             },
             "socket_settings": {socket.TCP_USER_TIMEOUT: TCP_USER_TIMEOUT}
             if hasattr(socket, "TCP_USER_TIMEOUT")
@@ -306,8 +307,8 @@ def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire
 open_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 
 
-def close_descriptor(wire: Wire) -> None:
-    transport = wire._transport  # the property would connect again
+def close_descriptor(opened: Wire) -> None:
+    transport = opened._transport  # the property would connect again
     if transport is not None and transport.sock is not None:
         with suppress(OSError):
             os.close(transport.sock.detach())
@@ -316,8 +317,8 @@ def close_descriptor(wire: Wire) -> None:
 def close_inherited() -> None:
     """In a forked child: were it to keep its parent's connections open, the broker would not notice
     the parent's death for as long as the child lives, and give its messages to nobody."""
-    for wire in list(open_wires):
-        close_descriptor(wire)
+    for inherited in list(open_wires):
+        close_descriptor(inherited)
 
 
 os.register_at_fork(after_in_child=close_inherited)

@@ -66,14 +66,16 @@ class Management:
         )
 
     def get(self, path: str) -> Any:
-        request = urllib.request.Request(f"{self.root}/{path}", headers=self.headers)
+        url = f"{self.root}/{path}"  # http or https: checked in __init__
+        request = urllib.request.Request(url, headers=self.headers)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
                 return msgspec.json.decode(response.read())
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (401, 403):
-                raise AccessRefused(f"the management API at {self.where} refuses the login") from error
+                told = f"the management API at {self.where} refuses the login"
+                raise AccessRefused(told) from error
             raise ConnectionLost(
                 f"the management API at {self.where} answers {error.code}"
             ) from error

@@ -55,9 +55,7 @@ class RabbitMQPublisher:
         self.blocked = False
         self.closed = False
         self.buffer = bytearray()
-        self.link = Link(
-            address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked
-        )
+        self.link = Link(address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked)
         try:
             self.open_channel()
         except BaseException:
@@ -244,7 +242,7 @@ class RabbitMQPublisher:
             self.link.close()
 
 
-class Stalled(Exception):  # noqa: N818 - never leaves this module
+class Stalled(Exception):
     """No confirm in time."""
 
 

@@ -42,7 +42,7 @@ class Survey:
     def ours(self) -> bool:
         """Whether it was made the way we make queues."""
         dead = self.queue + DEAD_SUFFIX
-        return bool(self.arguments) and self.arguments.get("x-dead-letter-routing-key") == dead
+        return (self.arguments or {}).get("x-dead-letter-routing-key") == dead
 
     @property
     def own_timeout(self) -> float | None:
@@ -122,7 +122,7 @@ def find_arguments(link: Link, queue: str, guess: dict[str, Any]) -> dict[str, A
 
 def learn(arguments: dict[str, Any], refusal: str) -> bool:
     """Take a refusal's word into `arguments`. False if it has none that arguments could say."""
-    invalid = re.search(r"invalid arg '([^']+)' for queue .*of queue type rabbit_(\w+)_queue", refusal)
+    invalid = re.search(r"invalid arg '([^']+)' for queue .* type rabbit_(\w+)_queue", refusal)
     if invalid and arguments.get("x-queue-type") == invalid[2]:
         # An argument that the existing queue has and this type cannot have: it is the other type.
         arguments["x-queue-type"] = "classic" if invalid[2] == "quorum" else "quorum"

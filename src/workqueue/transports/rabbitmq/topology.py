@@ -122,12 +122,13 @@ QUOTED = re.compile(r"'(?P<value>.*?)'", re.DOTALL)
 
 
 def parse_refusal(text: str) -> Inequivalent | None:
-    """What differs, from the text of a 406 PRECONDITION_FAILED; None if it is about other things."""
+    """What differs, from the text of a 406 PRECONDITION_FAILED; None if it is not about that."""
     match = REFUSAL.search(text)
     if not match:
         return None
     name = match["argument"]
-    return Inequivalent(name, parse_value(name, match["wanted"]), parse_value(name, match["existing"]))
+    wanted, existing = parse_value(name, match["wanted"]), parse_value(name, match["existing"])
+    return Inequivalent(name, wanted, existing)
 
 
 TEXTS = frozenset(

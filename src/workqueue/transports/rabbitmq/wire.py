@@ -310,8 +310,8 @@ def read_value(buffer: bytes, offset: int, depth: int) -> tuple[Any, int]:
         case "A":
             return read_array(buffer, offset, depth + 1)
         case "D":
-            scale, number = buffer[offset], int.from_bytes(buffer[offset + 1 : offset + 5], signed=True)
-            return Decimal(number).scaleb(-scale), offset + 5
+            digits = int.from_bytes(buffer[offset + 1 : offset + 5], signed=True)
+            return Decimal(digits).scaleb(-buffer[offset]), offset + 5
     raise WireError(f"a value of unknown type {chr(letter)!r}")
 
 
