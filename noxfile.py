@@ -1,0 +1,64 @@
+"""What CI runs, and what a contributor runs before: `./dev nox`, or nox itself.
+
+`./dev nox` is lint, types and unit; `./dev nox -l` lists the rest. What follows `--` goes to the
+tool: `./dev nox -s unit-3.12 -- -k codec`.
+"""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_external_run = True
+nox.options.error_on_missing_interpreters = False  # the Pythons that are here
+nox.options.sessions = ["lint", "types", "unit"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+TOOLS = PROJECT["project"]["optional-dependencies"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, likely mistakes, formatting, and which module may import which."""
+    session.install(*TOOLS["lint"])
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check", *session.posargs)
+    session.run("lint-imports", "--no-logo", env={"PYTHONPATH": "src"})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strictly."""
+    session.install("-e", ".[types]")
+    paths = [path for path in ("src", "tests/typing", "dev") if Path(path).exists()]
+    session.run("mypy", *(session.posargs or paths))
+
+
+@nox.session(python=PYTHONS)
+def unit(session: nox.Session) -> None:
+    """The tests that need neither a server nor Docker, on every Python that is here."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *(session.posargs or ["tests/unit"]))
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """The tests on a real RabbitMQ; `./dev test` without the set-up."""
+    session.install("-e", ".[integration]")
+    session.run("pytest", *(session.posargs or ["tests/integration"]))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel and sdist, and the unit tests on what the wheel installs."""
+    session.install("build")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--quiet")
+    (wheel,) = Path("dist").glob("*.whl")
+    session.install(f"workqueue[test] @ {wheel.resolve().as_uri()}")
+    installed = "import sys, workqueue; sys.exit('/src/' in workqueue.__file__)"
+    session.run("python", "-c", installed)
+    session.run("pytest", *(session.posargs or ["tests/unit"]))
