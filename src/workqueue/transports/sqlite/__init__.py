@@ -1,12 +1,9 @@
 """The embedded transport: queues in one SQLite file, shared by all processes of a machine.
 
-    address    what a URL says
-    database   one connection to the file: opening it, transactions, checkpoints, errors
-    schema     the tables, and whether a file is ours
-    rows       a message as a row
-    store      what is done to the rows, inside a transaction
-    life       which consumers live, told by the kernel; what the dead held goes back
-    publisher, consumer, driver
+`address` is what a URL says, `place` where the file lies, `database` one connection to it,
+`schema` the tables; `rows` are messages and `store` what is done to them inside a transaction;
+`life` tells which consumers live, and `upkeep` gives back what the dead held. Then the three
+objects of the seam: `driver`, `publisher`, `consumer`.
 """
 
 from workqueue.transports.sqlite.driver import SQLiteTransport

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -17,14 +17,14 @@ Synchronous = Literal["full", "normal"]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A file by its absolute path.
+    """A file, by its absolute path.
 
     `synchronous` is SQLite's: "full" is on the disk at every commit, "normal" may lose the last
     commits when the power goes (never when a process dies). `timeout` is how many seconds to
     wait for a file that others have locked.
     """
 
-    path: str
+    path: Path
     synchronous: Synchronous = "full"
     timeout: float = 10.0
 
@@ -45,7 +45,7 @@ def parse(url: str) -> Address:
         raise ConfigError(f"no file can be named so: {USAGE}")
     options = options_of(parts.query)
     return Address(
-        path=os.path.abspath(path),
+        path=Path.cwd() / path,
         synchronous=synchronous_of(options.pop("synchronous", "full")),
         timeout=timeout_of(options.pop("timeout", "10")),
     )

@@ -8,7 +8,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from workqueue.errors import ConnectionLost, StorageError
 from workqueue.transports.sqlite import schema
@@ -16,6 +18,7 @@ from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.place import find_or_create
 
 Result = TypeVar("Result")
+Parameters = tuple[object, ...] | dict[str, object]
 
 OLDEST_SQLITE = (3, 35, 0)
 """The first with RETURNING."""
@@ -25,6 +28,9 @@ WAL_LIMIT = 4 * 1024 * 1024
 
 WAL_STEP = 1024 * 1024
 """Bytes of growth before the next try, when a reader kept the last one from finishing."""
+
+SMALL = 1024 * 1024
+"""Bytes. A file up to this size is read through before its first use, which takes a millisecond."""
 
 CACHE = 8 * 1024
 """KiB of pages a connection may keep."""
@@ -38,8 +44,8 @@ class Database:
     """
 
     def __init__(self, address: Address) -> None:
-        self.path = os.path.realpath(address.path)
-        self.wal = f"{self.path}-wal"
+        self.path = address.path.resolve()
+        self.wal = self.path.with_name(f"{self.path.name}-wal")
         self.timeout = address.timeout
         self.pid = os.getpid()
         self.checkpoint_at = WAL_LIMIT
@@ -49,7 +55,7 @@ class Database:
             connections.add(self.connection)
             try:
                 self.prepare(address)
-                self.identity = (found, identity(os.stat(self.wal)))
+                self.identity = (found, identity(self.wal.stat()))
                 self.check_identity()
             except BaseException:
                 self.close()
@@ -57,21 +63,23 @@ class Database:
 
     def prepare(self, address: Address) -> None:
         """The tables are there, they are ours, and this connection is set up."""
-        run = self.connection.execute
-        run(f"PRAGMA synchronous = {address.synchronous}")
-        run("PRAGMA fullfsync = ON")  # macOS: a plain fsync there does not reach the disk
-        run(f"PRAGMA cache_size = -{CACHE}")
-        if self.patiently(lambda: schema.is_blank(self.connection)):
-            self.patiently(lambda: run("BEGIN IMMEDIATE"))
-            if schema.is_blank(self.connection):
-                schema.create(self.connection)
-            self.patiently(lambda: run("COMMIT"))
-        self.patiently(lambda: schema.check(self.connection, self.path))
-        mode = self.patiently(lambda: run("PRAGMA journal_mode = WAL").fetchall())
-        if mode != [("wal",)]:
+        self.read(f"PRAGMA synchronous = {address.synchronous}")
+        self.read("PRAGMA fullfsync = ON")  # macOS: a plain fsync there does not reach the disk
+        self.read(f"PRAGMA cache_size = -{CACHE}")
+        if self.read("PRAGMA page_count") == [(0,)]:
+            with self.transaction() as connection:
+                schema.create(connection)
+        [(application_id,)] = self.read("PRAGMA application_id")
+        [(version,)] = self.read("PRAGMA user_version")
+        schema.check(self.path, application_id, version)
+        if self.read("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise StorageError(f"{self.path}: this file system cannot share a database's memory")
-        run("PRAGMA wal_autocheckpoint = 0")
-        run(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        self.read("PRAGMA wal_autocheckpoint = 0")
+        self.read(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        # Opens the log, and loads the tables that another process may have made just now. A
+        # statement that names one of them would not do: while others hold the file, SQLite
+        # calls it missing instead of calling the file locked.
+        self.read("SELECT count(*) FROM sqlite_master")
 
     @contextmanager
     def transaction(self, patience: float | None = None) -> Iterator[sqlite3.Connection]:
@@ -85,7 +93,7 @@ class Database:
             try:
                 self.patiently(lambda: run("BEGIN IMMEDIATE"), patience)
                 yield self.connection
-                run("COMMIT")
+                self.patiently(lambda: run("COMMIT"), patience)
             except BaseException:
                 if self.connection.in_transaction:
                     with suppress(sqlite3.Error):  # what is raised already says more
@@ -93,10 +101,21 @@ class Database:
                 raise
             self.keep_wal_short()
 
-    def read(self, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+    def read(self, query: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         """All rows at once: a statement left open would hold the write-ahead log back."""
         with self.errors():
             return self.patiently(lambda: self.connection.execute(query, parameters).fetchall())
+
+    def version(self) -> int:
+        """Another number after each commit of another connection. The cheapest look there is."""
+        return int(self.read("PRAGMA data_version")[0][0])
+
+    def look(
+        self, find: Callable[[sqlite3.Connection, str], Result | None], name: str
+    ) -> Result | None:
+        """`find(connection, name)` outside of any transaction; `find` must not write."""
+        with self.errors():
+            return self.patiently(lambda: find(self.connection, name))
 
     def patiently(self, run: Callable[[], Result], patience: float | None = None) -> Result:
         """`run()` again and again while others have the file locked, until patience ends.
@@ -135,7 +154,7 @@ class Database:
         Writing to a deleted file succeeds, and nobody ever reads it.
         """
         try:
-            now = (identity(os.stat(self.path)), identity(os.stat(self.wal)))
+            now = (identity(self.path.stat()), identity(self.wal.stat()))
         except OSError as error:
             raise StorageError(f"{self.path}: deleted while in use") from error
         if now != self.identity:
@@ -143,7 +162,7 @@ class Database:
 
     def inspect(self) -> None:
         """A small file is checked for damage, as inserting into a damaged one may succeed."""
-        if os.stat(self.path).st_size <= WAL_LIMIT:
+        if self.path.stat().st_size <= SMALL:
             found = self.read("PRAGMA quick_check(1)")
             if found != [("ok",)]:
                 raise StorageError(f"{self.path}: damaged: {' '.join(str(found[0][0]).split())}")
@@ -154,7 +173,10 @@ class Database:
         A file that was copied whole is written from its start again, and by journal_size_limit
         cut to WAL_LIMIT then; so a longer one is one with much to copy.
         """
-        size = os.stat(self.wal).st_size if os.path.exists(self.wal) else 0
+        try:
+            size = self.wal.stat().st_size
+        except OSError:  # deleted under us: `check_identity` says so
+            return
         if size <= WAL_LIMIT:
             self.checkpoint_at = WAL_LIMIT
         elif size > self.checkpoint_at and self.checkpoint():
@@ -178,7 +200,8 @@ class Database:
         connections.add(guard)
         try:
             guard.execute("BEGIN IMMEDIATE")
-            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            with suppress(sqlite3.Error):
+                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error:
             return False
         finally:
@@ -193,7 +216,7 @@ class Database:
             self.connection.close()
 
 
-def connect(path: str) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
     """A bare connection, to be used by one thread at a time; waits for nothing, makes no file."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StorageError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
@@ -202,10 +225,8 @@ def connect(path: str) -> sqlite3.Connection:
     )
 
 
-def uri_of(path: str) -> str:
-    from urllib.parse import quote
-
-    return f"file:{quote(os.fsencode(path))}?mode=rw"
+def uri_of(path: Path) -> str:
+    return f"file://{quote(os.fsencode(path))}?mode=rw"
 
 
 def identity(stat: os.stat_result) -> tuple[int, int]:
@@ -217,7 +238,7 @@ def primary(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def told(path: str, error: sqlite3.Error) -> StorageError:
+def told(path: Path, error: sqlite3.Error) -> StorageError:
     """What happened, in one line."""
     match primary(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:

@@ -13,18 +13,18 @@ NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs"
 """File systems on which machines cannot share SQLite's memory, and would damage the file."""
 
 making = threading.Lock()
-os.register_at_fork(after_in_child=lambda: making.__init__())  # type: ignore[misc]
+"""Held while a file is made, by the one thread of this process that makes it."""
 
 
-def exists(path: str) -> bool:
+def exists(path: Path) -> bool:
     """Whether there is such a file. Raises StorageError if there is not even its folder."""
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
+    folder = path.parent
+    if not folder.is_dir():
         raise StorageError(f"{path}: the folder {folder} does not exist", hint=f"mkdir -p {folder}")
-    return os.path.exists(path)
+    return path.exists()
 
 
-def find_or_create(path: str) -> os.stat_result:
+def find_or_create(path: Path) -> os.stat_result:
     """The file at `path`, which is made if missing, for this user only.
 
     An existing one is never opened here: closing it would drop the locks that SQLite holds on it
@@ -36,7 +36,7 @@ def find_or_create(path: str) -> os.stat_result:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             except FileExistsError:  # another process was faster
                 pass
-        found = os.stat(path)
+        found = path.stat()
     if stat.S_ISDIR(found.st_mode):
         raise StorageError(f"{path}: a folder, not a file")
     if not stat.S_ISREG(found.st_mode):
@@ -44,7 +44,7 @@ def find_or_create(path: str) -> os.stat_result:
     return found
 
 
-def check_file_system(path: str) -> None:
+def check_file_system(path: Path) -> None:
     """Raise StorageError for a network's, where the kernel says which it is (Linux)."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
@@ -58,13 +58,12 @@ def check_file_system(path: str) -> None:
         )
 
 
-def file_system(path: str, mounts: str) -> str:
+def file_system(path: Path, mounts: str) -> str:
     """The kind of the file system that holds `path`, by the text of /proc/self/mountinfo."""
     best, kind = "", ""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split(" ")[4].encode().decode("unicode_escape")  # a space is \040
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
+        point = before.split(" ")[4].replace(r"\040", " ")
+        if path.is_relative_to(point) and len(point) >= len(best):
             best, kind = point, after.split(" ")[0]
     return kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,16 +10,12 @@ import msgspec
 from workqueue.errors import NotSent, Refused, TooLarge
 from workqueue.message import Message
 
-COLUMNS = (
-    "priority, id, content_type, content_encoding, type, correlation_id, reply_to, app_id,"
-    " sent_at, headers, body"
-)
-"""In the order of `pack` and `unpack`."""
+Row = tuple[Any, ...]
+"""What `pack` gives and `unpack` takes: priority, id, content_type, content_encoding,
+type, correlation_id, reply_to, app_id, sent_at, headers, body."""
 
 OVERHEAD = 1_000
 """Bytes of a row beside texts, headers and body; generously."""
-
-Row = tuple[Any, ...]
 
 
 def pack(message: Message, largest: int) -> Row:
@@ -50,7 +46,9 @@ def pack(message: Message, largest: int) -> Row:
     return (message.priority, *texts, message.sent_at, headers, message.body)
 
 
-def pack_all(messages: list[Message], largest: int) -> tuple[dict[int, Row], dict[int, NotSent]]:
+def pack_all(
+    messages: Sequence[Message], largest: int
+) -> tuple[dict[int, Row], dict[int, NotSent]]:
     """Rows, and causes where there can be none, by the message's place in `messages`."""
     rows: dict[int, Row] = {}
     causes: dict[int, NotSent] = {}

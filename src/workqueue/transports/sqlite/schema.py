@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 from workqueue.errors import StorageError
 
@@ -64,31 +65,25 @@ PRAGMA user_version = {VERSION};
 """
 
 
-def is_blank(connection: sqlite3.Connection) -> bool:
-    """A file of 0 bytes: made a moment ago, and nobody's yet."""
-    return number(connection, "PRAGMA page_count") == 0
-
-
 def create(connection: sqlite3.Connection) -> None:
-    """All of it, inside the caller's transaction: a file is never half ours."""
-    for statement in SCHEMA.split(";"):
-        connection.execute(statement)
+    """All of it, inside the caller's transaction: a file is never half ours.
+
+    Nothing is done if another process was faster.
+    """
+    if connection.execute("PRAGMA schema_version").fetchall() == [(0,)]:
+        for statement in SCHEMA.split(";"):
+            connection.execute(statement)
 
 
-def check(connection: sqlite3.Connection, path: str) -> None:
-    """Raise StorageError unless this file is ours and of our version."""
-    if number(connection, "PRAGMA application_id") != APPLICATION_ID:
+def check(path: Path, application_id: int, version: int) -> None:
+    """Raise StorageError unless a file with these marks is ours and of our version."""
+    if application_id != APPLICATION_ID:
         raise StorageError(
             f"{path}: a database of another program",
             hint="Choose another file; one that does not exist is made.",
         )
-    version = number(connection, "PRAGMA user_version")
     if version != VERSION:
         raise StorageError(
             f"{path}: made by another version of workqueue (format {version}, ours is {VERSION})",
             hint="Update workqueue: pip install --upgrade workqueue",
         )
-
-
-def number(connection: sqlite3.Connection, pragma: str) -> int:
-    return int(connection.execute(pragma).fetchall()[0][0])

@@ -1,0 +1,244 @@
+"""Working: claims and settlements, each a batch in one transaction."""
+
+from __future__ import annotations
+
+import os
+import select
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from workqueue.errors import ConsumerLost, DeliveriesLost, QueueNotFound, WorkqueueError
+from workqueue.message import Delivery
+from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
+from workqueue.transports.bell import Bell
+from workqueue.transports.copies import attempt_of, retry_copy
+from workqueue.transports.sqlite import store
+from workqueue.transports.sqlite.address import Address
+from workqueue.transports.sqlite.database import Database
+from workqueue.transports.sqlite.life import enter, leave
+from workqueue.transports.sqlite.rows import Row, pack, unpack
+from workqueue.transports.sqlite.upkeep import recover, sweep
+
+BEAT = 0.5
+"""Seconds between two looks at who of the others has died."""
+
+CLOSED = "this consumer is closed"
+
+SOON = 0.001
+LATE = 0.03
+"""Seconds between two looks at whether anybody has committed anything, which SQLite tells nobody:
+short ones after work, then each twice as long as the one before. Longer ones would wake late, and
+shorter ones burn an idle processor."""
+
+
+class SQLiteConsumer:
+    """Lends messages through a connection of its own. One thread at a time, except `wake`.
+
+    As long as its process lives, even stopped, it keeps what it holds. In a forked child it
+    raises ConsumerLost.
+    """
+
+    def __init__(self, address: Address, queue: str, prefetch: int) -> None:
+        self.queue = queue
+        self.prefetch = prefetch
+        self.out: set[Delivery] = set()
+        self.lost: set[Delivery] = set()
+        self.paused = False
+        self.ended = ""
+        self.pace = SOON
+        self.next_beat = 0.0
+        self.database = Database(address)
+        try:
+            found = self.database.read("SELECT id FROM queues WHERE name = ?", (queue,))
+            if not found:
+                raise QueueNotFound(queue)
+            self.queue_id: int = found[0][0]
+            self.life = enter(self.database, self.queue_id)
+        except BaseException:
+            self.database.close()
+            raise
+        self.bell = Bell()
+        self.poll = select.poll()
+        self.poll.register(self.bell, select.POLLIN)
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.out)
+
+    # -- receive -------------------------------------------------------------------------------
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        self.check()
+        deadline = time.monotonic() + timeout
+        while True:
+            self.beat()
+            self.tell_lost()
+            if self.bell.answer():
+                return []
+            seen = self.database.version()  # before the look: what comes after it is news
+            room = self.room(limit)
+            taken = self.take(room) if self.anything_ready() and room > 0 else []
+            if taken or time.monotonic() >= deadline:
+                return taken
+            self.wait(min(deadline, self.next_beat), seen if room > 0 else None)
+
+    def room(self, limit: int) -> int:
+        if self.paused:
+            return 0
+        return min(limit, self.prefetch - len(self.out)) if self.prefetch else limit
+
+    def wait(self, until: float, seen: int | None) -> None:
+        """Until the bell rings, or `until`, or the database is no longer as it was `seen`."""
+        while (rest := until - time.monotonic()) > 0:
+            if seen is None:
+                self.poll.poll(rest * 1000)
+                return
+            if self.poll.poll(min(rest, self.pace) * 1000) or self.database.version() != seen:
+                return
+            self.pace = min(self.pace * 2, LATE)
+
+    def beat(self) -> None:
+        """Now and then: the file is still there, so are we, and others' deaths are noticed."""
+        if time.monotonic() < self.next_beat:
+            return
+        self.database.check_identity()
+        recover(self.database)
+        self.is_known()
+        self.next_beat = time.monotonic() + BEAT
+
+    def anything_ready(self) -> bool:
+        """A cheap look: no writing where nothing waits. Raises ConsumerLost without a queue."""
+        found = self.database.read("SELECT ready FROM queues WHERE id = ?", (self.queue_id,))
+        if not found:
+            self.end(f"queue {self.queue} was deleted")
+        return bool(found[0][0] > 0)
+
+    def take(self, room: int) -> list[Delivery]:
+        """What is ready, without waiting."""
+        sweep(self.database, self.queue_id, self.queue)
+        with self.database.transaction() as connection:
+            if not self.is_known():
+                return []
+            rows = store.claim(connection, self.queue_id, self.life.id, room, time.time())
+        taken = [self.lend(row) for row in rows]
+        self.out.update(taken)
+        if taken:
+            self.pace = SOON
+        return taken
+
+    def lend(self, row: Row) -> Delivery:
+        place, redelivered, deaths, *columns = row
+        message, unreadable = unpack(tuple(columns))
+        return Delivery(
+            message=message,
+            queue=self.queue,
+            attempt=attempt_of(message.headers),
+            redelivered=bool(redelivered),
+            deaths=deaths,
+            unreadable=unreadable,
+            receipt=place,
+        )
+
+    # -- settle --------------------------------------------------------------------------------
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        self.check()
+        deliveries = {outcome.delivery for outcome in outcomes}
+        known = all(delivery in self.out or delivery in self.lost for delivery in deliveries)
+        if len(deliveries) < len(outcomes) or not known:
+            raise ValueError("a delivery is settled once, by the consumer that received it")
+        held = [outcome for outcome in outcomes if outcome.delivery in self.out]
+        if not held:
+            return
+        with self.database.transaction() as connection:
+            if not self.is_known():
+                return
+            self.settle_all(connection, held)
+        self.out -= deliveries
+
+    def settle_all(self, connection: sqlite3.Connection, outcomes: list[Outcome]) -> None:
+        now = time.time()
+        gone: list[int] = []
+        back: list[int] = []
+        again: list[Row] = []
+        for outcome in outcomes:
+            match outcome:
+                case Ack(delivery):
+                    gone.append(delivery.receipt)
+                case Requeue(delivery):
+                    back.append(delivery.receipt)
+                case Retry(delivery):
+                    gone.append(delivery.receipt)
+                    again.append(pack(retry_copy(delivery), store.largest_row(connection)))
+                case Reject(delivery, reason, error):
+                    gone.append(delivery.receipt)
+                    store.bury(connection, delivery, reason, error, now)
+        if gone:
+            store.forget(connection, self.queue_id, gone)
+        if back:
+            store.give_back(connection, self.queue_id, back)
+        if again and (queue := store.find_queue(connection, self.queue)):
+            store.put(connection, queue, again, now)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def wake(self) -> None:
+        if os.getpid() == self.database.pid:
+            self.bell.ring()
+
+    def close(self) -> None:
+        if self.ended == CLOSED:
+            return
+        self.ended = CLOSED
+        self.out.clear()
+        self.bell.close()
+        if os.getpid() == self.database.pid:
+            # If giving back fails, the lock is let go of all the same, and others give it back.
+            with suppress(WorkqueueError):
+                leave(self.database, self.life)
+        self.database.close()
+
+    def check(self) -> None:
+        if os.getpid() != self.database.pid:
+            raise ConsumerLost("this consumer belongs to the process that this one forked from")
+        if self.ended:
+            raise ConsumerLost(self.ended)
+
+    def end(self, reason: str) -> NoReturn:
+        self.ended = reason
+        self.out.clear()
+        self.lost.clear()
+        raise ConsumerLost(reason)
+
+    def is_known(self) -> bool:
+        """Whether the database still lists us. If not, somebody took us for dead, for instance
+        because our lock file was removed, and all that we held is others' now.
+
+        Asked inside each transaction that relies on it. Raises ConsumerLost if the queue is gone.
+        """
+        found = self.database.read(
+            "SELECT (SELECT 1 FROM consumers WHERE id = ?) FROM queues WHERE id = ?",
+            (self.life.id, self.queue_id),
+        )
+        if not found:
+            self.end(f"queue {self.queue} was deleted")
+        if found[0][0] is None:
+            self.lost |= self.out
+            self.out.clear()
+            self.life.release()
+        return found[0][0] is not None
+
+    def tell_lost(self) -> None:
+        """We are listed again; raises DeliveriesLost once if anything was taken from us."""
+        if not self.life.held:
+            self.life = enter(self.database, self.queue_id)
+        if self.lost:
+            lost, self.lost = self.lost, set()
+            told = f"{self.database.path}: another process took this consumer for dead"
+            raise DeliveriesLost(told, list(lost))

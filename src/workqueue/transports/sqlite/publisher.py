@@ -1,0 +1,84 @@
+"""Sending: one transaction a call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from workqueue.errors import ConnectionLost, NotSent, QueueFull, StorageError, Unroutable
+from workqueue.message import Message
+from workqueue.transports.sqlite import rows, store
+from workqueue.transports.sqlite.address import Address
+from workqueue.transports.sqlite.database import Database
+
+RESERVE = 16 * 1024 * 1024
+"""Bytes. With less than this free nothing is sent any more: on a full disk workers could not even
+acknowledge, and all that is done would be done again."""
+
+
+ROOM_FOR_COPIES = 64 * 1024
+"""Bytes that a retry or a dead letter may add to a message, which must still fit a row then."""
+
+
+class SQLitePublisher:
+    """Sends through a connection of its own. One thread at a time.
+
+    What `publish` has returned from is on the disk (with synchronous=normal: in the file). In a
+    forked child it raises ConnectionLost.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.database = Database(address)
+        self.folder = self.database.path.parent
+        self.closed = False
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        if self.closed:
+            raise ConnectionLost("this publisher is closed")
+        if not messages:
+            return
+        self.check_space()
+        with self.database.transaction(patience=timeout) as connection:
+            found = store.find_queue(connection, queue)
+            if found is None:
+                causes: dict[int, NotSent] = {
+                    index: Unroutable(f"queue {queue} does not exist")
+                    for index in range(len(messages))
+                }
+            else:
+                largest = store.largest_row(connection) - ROOM_FOR_COPIES
+                packed, causes = rows.pack_all(messages, largest)
+                placed, refused = in_bounds(found, packed, queue)
+                store.put(connection, found, placed, time.time())
+                causes |= refused
+        self.database.check_identity()
+        if causes:
+            failures = [(messages[index], causes[index]) for index in sorted(causes)]
+            sent = len(messages) - len(failures)
+            raise NotSent(str(failures[0][1]), failures=failures, sent=sent)
+
+    def check_space(self) -> None:
+        with self.database.errors():
+            disk = os.statvfs(self.folder)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < RESERVE:
+            raise StorageError(
+                f"{self.database.path}: the disk is almost full: nothing is sent with less than"
+                f" {RESERVE // 1024**2} MiB free, so that workers can still acknowledge"
+            )
+
+    def close(self) -> None:
+        self.closed = True
+        self.database.close()
+
+
+def in_bounds(
+    queue: store.QueueRow, packed: dict[int, rows.Row], name: str
+) -> tuple[list[rows.Row], dict[int, NotSent]]:
+    """The rows that the queue has room for, and a cause for each of the others."""
+    placed = list(packed.values())
+    if queue.max_length is None:
+        return placed, {}
+    room = max(0, queue.max_length - queue.ready)
+    refused = list(packed)[room:]
+    return placed[:room], {i: QueueFull(f"queue {name} is full") for i in refused}

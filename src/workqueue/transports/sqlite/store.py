@@ -1,0 +1,219 @@
+"""What is done to the rows. Every function here runs inside its caller's transaction, and keeps
+the two counters of the queue true."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from workqueue.message import Delivery
+from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueType
+from workqueue.transports.copies import dead_copy
+from workqueue.transports.sqlite.rows import Row, pack, unpack
+
+DEFAULT_TYPE: QueueType = "quorum"
+"""By name only: a program gets the same QueueMismatch here as on RabbitMQ."""
+
+INSERT = """
+INSERT INTO messages (
+    queue, since, expires_at, priority, id, content_type, content_encoding, type,
+    correlation_id, reply_to, app_id, sent_at, headers, body
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+# INDEXED BY: that a claim costs the same however many wait is not left to the query planner.
+CLAIM = """
+UPDATE messages SET consumer = ?
+WHERE place IN (
+    SELECT place FROM messages INDEXED BY ready
+    WHERE queue = ? AND consumer IS NULL AND (expires_at IS NULL OR expires_at > ?)
+    ORDER BY priority DESC, place LIMIT ?
+)
+RETURNING
+    place, redelivered, deaths, priority, id, content_type, content_encoding, type,
+    correlation_id, reply_to, app_id, sent_at, headers, body
+"""
+
+EXPIRED = """
+SELECT place, priority, id, content_type, content_encoding, type, correlation_id, reply_to,
+    app_id, sent_at, headers, body
+FROM messages INDEXED BY expiring
+WHERE queue = ? AND consumer IS NULL AND expires_at <= ?
+ORDER BY expires_at, place LIMIT ?
+"""
+
+ANY_EXPIRED = """
+SELECT 1 FROM messages INDEXED BY expiring
+WHERE queue = ? AND consumer IS NULL AND expires_at <= ? LIMIT 1
+"""
+
+# The first of each priority is its oldest, so `step` goes from priority to priority.
+STATS = """
+WITH RECURSIVE step (priority, since) AS (
+    SELECT * FROM (
+        SELECT priority, since FROM messages INDEXED BY ready
+        WHERE queue = :queue AND consumer IS NULL
+        ORDER BY priority DESC, place LIMIT 1
+    )
+    UNION ALL
+    SELECT below.priority, below.since FROM step JOIN messages AS below ON below.place = (
+        SELECT place FROM messages INDEXED BY ready
+        WHERE queue = :queue AND consumer IS NULL AND priority < step.priority
+        ORDER BY priority DESC, place LIMIT 1
+    )
+)
+SELECT ready, in_flight,
+    (SELECT ready FROM queues WHERE name = :dead),
+    (SELECT count(*) FROM consumers WHERE queue = :queue),
+    (SELECT min(since) FROM step)
+FROM queues WHERE id = :queue
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A queue as it is now."""
+
+    id: int
+    type: QueueType
+    max_length: int | None
+    ttl: float | None
+    ready: int
+
+
+def find_queue(connection: sqlite3.Connection, name: str) -> QueueRow | None:
+    found = connection.execute(
+        "SELECT id, type, max_length, ttl, ready FROM queues WHERE name = ?", (name,)
+    ).fetchall()
+    return QueueRow(*found[0]) if found else None
+
+
+def add_queue(connection: sqlite3.Connection, spec: QueueSpec) -> None:
+    """And its dead-letter queue, which asks for nothing."""
+    connection.execute(
+        "INSERT INTO queues (name, type, max_length, ttl) VALUES (?, ?, ?, ?)",
+        (spec.name, spec.type or DEFAULT_TYPE, spec.max_length, spec.ttl),
+    )
+    dead_letters_of(connection, spec.name)
+
+
+def dead_letters_of(connection: sqlite3.Connection, name: str) -> QueueRow:
+    """The dead-letter queue of the queue `name`; made if somebody has deleted it."""
+    dead = name + DEAD_SUFFIX
+    found = find_queue(connection, dead)
+    if found is None:
+        connection.execute("INSERT INTO queues (name, type) VALUES (?, ?)", (dead, DEFAULT_TYPE))
+        found = find_queue(connection, dead)
+        assert found is not None
+    return found
+
+
+def delete_queue(connection: sqlite3.Connection, queue: int) -> None:
+    connection.execute(
+        "DELETE FROM messages WHERE consumer IN (SELECT id FROM consumers WHERE queue = ?)",
+        (queue,),
+    )
+    connection.execute("DELETE FROM messages WHERE queue = ? AND consumer IS NULL", (queue,))
+    connection.execute("DELETE FROM consumers WHERE queue = ?", (queue,))
+    connection.execute("DELETE FROM queues WHERE id = ?", (queue,))
+
+
+def count(connection: sqlite3.Connection, queue: int, ready: int, in_flight: int = 0) -> None:
+    if ready or in_flight:
+        connection.execute(
+            "UPDATE queues SET ready = ready + ?, in_flight = in_flight + ? WHERE id = ?",
+            (ready, in_flight, queue),
+        )
+
+
+def put(connection: sqlite3.Connection, queue: QueueRow, rows: Sequence[Row], now: float) -> None:
+    expires_at = None if queue.ttl is None else now + queue.ttl
+    connection.executemany(INSERT, [(queue.id, now, expires_at, *row) for row in rows])
+    count(connection, queue.id, len(rows))
+
+
+def claim(
+    connection: sqlite3.Connection, queue: int, consumer: int, limit: int, now: float
+) -> list[Row]:
+    """Up to `limit` ready messages are held by `consumer`, in the order of handing out."""
+    rows = connection.execute(CLAIM, (consumer, queue, now, limit)).fetchall()
+    count(connection, queue, -len(rows), len(rows))
+    # RETURNING promises no order. A row is place, redelivered, deaths, priority, …
+    return sorted(rows, key=lambda row: (-row[3], row[0]))
+
+
+def forget(connection: sqlite3.Connection, queue: int, places: Iterable[int]) -> None:
+    """Held messages are gone."""
+    gone = [(place,) for place in places]
+    connection.executemany("DELETE FROM messages WHERE place = ?", gone)
+    count(connection, queue, 0, -len(gone))
+
+
+def give_back(connection: sqlite3.Connection, queue: int, places: Iterable[int]) -> None:
+    """Held messages are ready again, where they were."""
+    back = [(place,) for place in places]
+    connection.executemany(
+        "UPDATE messages SET consumer = NULL, redelivered = 1 WHERE place = ?", back
+    )
+    count(connection, queue, len(back), -len(back))
+
+
+def bury(
+    connection: sqlite3.Connection, delivery: Delivery, reason: str, error: str, now: float
+) -> None:
+    """A dead copy of `delivery` lies in the dead-letter queue; the original is the caller's."""
+    copy = dead_copy(delivery, storable(reason), storable(error), now)
+    dead = dead_letters_of(connection, delivery.queue)
+    put(connection, dead, [pack(copy, largest_row(connection))], now)
+
+
+def storable(text: str) -> str:
+    """Tracebacks may hold file names that are no text; SQLite stores none such."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def largest_row(connection: sqlite3.Connection) -> int:
+    return connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+
+
+def expire(connection: sqlite3.Connection, queue: int, name: str, now: float, limit: int) -> int:
+    """Up to `limit` ready messages whose time is over are dead letters; how many."""
+    rows = connection.execute(EXPIRED, (queue, now, limit)).fetchall()
+    for _, *columns in rows:
+        message, unreadable = unpack(tuple(columns))
+        expired = Delivery(message=message, queue=name, unreadable=unreadable)
+        bury(connection, expired, "expired", "", now)
+    connection.executemany("DELETE FROM messages WHERE place = ?", [row[:1] for row in rows])
+    count(connection, queue, -len(rows))
+    return len(rows)
+
+
+def purge(connection: sqlite3.Connection, queue: int, last: int, limit: int) -> int:
+    """Up to `limit` ready messages up to the place `last` are gone; how many."""
+    gone = connection.execute(
+        "DELETE FROM messages WHERE place IN (SELECT place FROM messages INDEXED BY ready"
+        " WHERE queue = ? AND consumer IS NULL AND place <= ? LIMIT ?)",
+        (queue, last, limit),
+    ).rowcount
+    count(connection, queue, -gone)
+    return gone
+
+
+def add_consumer(
+    connection: sqlite3.Connection, id_: int, queue: int, pid: int, now: float
+) -> None:
+    connection.execute("INSERT INTO consumers VALUES (?, ?, ?, ?)", (id_, queue, pid, now))
+
+
+def give_back_all(connection: sqlite3.Connection, consumer: int, *, died: bool) -> None:
+    """All that `consumer` holds is ready again, and the consumer is forgotten."""
+    back = connection.execute(
+        "UPDATE messages SET consumer = NULL, redelivered = 1, deaths = deaths + ?"
+        " WHERE consumer = ?",
+        (died, consumer),
+    ).rowcount
+    for (queue,) in connection.execute(
+        "DELETE FROM consumers WHERE id = ? RETURNING queue", (consumer,)
+    ).fetchall():
+        count(connection, queue, back, -back)

@@ -1,0 +1,1036 @@
+"""The SQLite transport keeps every promise, and what is its alone: a file and its ills, locks that
+the kernel frees, a log that must not grow, values that a row cannot hold."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import os
+import shutil
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from workqueue.errors import (
+    ConfigError,
+    ConsumerLost,
+    DeliveriesLost,
+    NotSent,
+    QueueFull,
+    QueueNotFound,
+    Refused,
+    StorageError,
+    TooLarge,
+)
+from workqueue.message import Delivery, Message, new_id
+from workqueue.testing import TransportSuite, eventually, transport_machine
+from workqueue.transport import Ack, QueueSpec, Reject, Requeue, Retry, Transport
+from workqueue.transports.copies import REASON
+from workqueue.transports.sqlite import SQLiteTransport, database, place, publisher, schema, store
+from workqueue.transports.sqlite.address import parse
+from workqueue.transports.sqlite.consumer import SQLiteConsumer
+from workqueue.transports.sqlite.database import Database, Parameters
+from workqueue.transports.sqlite.life import is_dead, lock_folder, lock_path
+from workqueue.transports.sqlite.publisher import SQLitePublisher
+from workqueue.transports.sqlite.upkeep import BATCH
+
+PATIENCE = 10.0
+"""Seconds. How long something that must happen may take on a slow, shared machine."""
+
+
+class Counted(SQLiteTransport):
+    """Looks, before a queue goes, whether its counters tell the truth."""
+
+    def delete(self, queue: str) -> None:
+        if self.address.path.exists():
+            check_counters(self.address.path)
+        super().delete(queue)
+
+
+def check_counters(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as looking:
+        told = looking.execute("SELECT id, ready, in_flight FROM queues").fetchall()
+        true = looking.execute(
+            "SELECT q.id, count(m.place) - count(m.consumer), count(m.consumer)"
+            " FROM queues q LEFT JOIN messages m ON m.queue = q.id GROUP BY q.id"
+        ).fetchall()
+    assert sorted(told) == sorted(true)
+
+
+class TestSQLite(TransportSuite):
+    @pytest.fixture
+    def transport(self, tmp_path: Path) -> Iterator[Transport]:
+        transport = Counted(f"sqlite:///{tmp_path}/jobs.db")
+        yield transport
+        transport.close()
+
+
+machine_files = itertools.count()
+machine_folder = Path(mkdtemp(prefix="workqueue-"))
+
+
+def setup_module() -> None:
+    machine_folder.mkdir(exist_ok=True)
+
+
+def teardown_module() -> None:
+    shutil.rmtree(machine_folder)
+
+
+TestMachine = transport_machine(
+    lambda: Counted(f"sqlite:///{machine_folder}/{next(machine_files)}.db"), examples=25
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def transport(path: Path) -> SQLiteTransport:
+    """With the queue `q`."""
+    transport = SQLiteTransport(f"sqlite:///{path}")
+    transport.declare(QueueSpec(name="q"))
+    return transport
+
+
+@pytest.fixture
+def sender(transport: SQLiteTransport) -> Iterator[SQLitePublisher]:
+    sender = transport.publisher()
+    yield sender
+    sender.close()
+
+
+@pytest.fixture
+def worker(transport: SQLiteTransport) -> Iterator[SQLiteConsumer]:
+    worker = transport.consumer("q", 0)
+    yield worker
+    worker.close()
+
+
+def message(body: bytes = b"x", **properties: Any) -> Message:
+    return Message(body=body, id=new_id(), **properties)
+
+
+def send(sender: SQLitePublisher, *bodies: bytes, to: str = "q") -> None:
+    sender.publish(to, [message(body) for body in bodies], PATIENCE)
+
+
+def take(worker: SQLiteConsumer, count: int) -> list[Delivery]:
+    """Exactly `count` deliveries, or AssertionError."""
+    taken: list[Delivery] = []
+
+    def enough() -> bool:
+        """the deliveries have arrived"""
+        taken.extend(worker.receive(count - len(taken), 0.2))
+        return len(taken) == count
+
+    eventually(enough, within=PATIENCE)
+    return taken
+
+
+def bodies(deliveries: list[Delivery]) -> list[bytes]:
+    return [delivery.message.body for delivery in deliveries]
+
+
+@contextmanager
+def refused(path: Path, what: str) -> Iterator[None]:
+    """A StorageError in one line, which names the file and says what happened."""
+    with pytest.raises(StorageError, match=what) as caught:
+        yield
+    told = str(caught.value)
+    assert str(path) in told
+    assert "\n" not in told
+    assert caught.value.__cause__ is None or not isinstance(caught.value.__cause__, StorageError)
+
+
+# -- the URL -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "synchronous", "timeout"),
+    [
+        ("sqlite:///jobs.db", "{cwd}/jobs.db", "full", 10),
+        ("sqlite:///data/jobs.db", "{cwd}/data/jobs.db", "full", 10),
+        ("sqlite:////var/lib/jobs.db", "/var/lib/jobs.db", "full", 10),
+        ("sqlite:////a%20b/%3F%23.db", "/a b/?#.db", "full", 10),
+        ("sqlite:////jobs.db?synchronous=normal", "/jobs.db", "normal", 10),
+        ("sqlite:////jobs.db?timeout=0.5&synchronous=full", "/jobs.db", "full", 0.5),
+    ],
+)
+def test_urls(url: str, path: str, synchronous: str, timeout: float) -> None:
+    address = parse(url)
+    assert str(address.path) == path.format(cwd=Path.cwd())
+    assert (address.synchronous, address.timeout) == (synchronous, timeout)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite://", "names no file: write sqlite:///jobs.db"),
+        ("sqlite:///", "names no file"),
+        ("sqlite://jobs.db", "has no host: write sqlite:///jobs.db"),
+        ("sqlite://host/jobs.db", "has no host"),
+        ("sqlite://user:secret@host/jobs.db", "has no host"),
+        ("sqlite:///:memory:", "memory://"),
+        ("sqlite:///jobs.db#1", "%23"),
+        ("sqlite:///jobs%00.db", "no file can be named so"),
+        ("sqlite:///jobs.db?synchronous=off", "synchronous=off: write full or normal"),
+        ("sqlite:///jobs.db?timeout=soon", "timeout=soon: write seconds"),
+        ("sqlite:///jobs.db?timeout=-1", "timeout=-1"),
+        ("sqlite:///jobs.db?timeout=nan", "timeout=nan"),
+        ("sqlite:///jobs.db?timeout=1&timeout=2", "timeout twice"),
+        ("sqlite:///jobs.db?mode=ro", "no option mode: only synchronous and timeout"),
+        ("sqlite:///jobs.db?timeout", "timeout="),
+    ],
+)
+def test_urls_that_make_no_sense(url: str, told: str) -> None:
+    """One line that says what to write, and no password in it."""
+    with pytest.raises(ConfigError) as caught:
+        SQLiteTransport(url)
+    assert told in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transport_alone_touches_nothing(tmp_path: Path) -> None:
+    """Nor does it mind a folder that is not there yet."""
+    SQLiteTransport(f"sqlite:///{tmp_path}/later/jobs.db").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_path_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that changes its folder goes on with the same file."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    transport = SQLiteTransport("sqlite:///jobs.db")
+    monkeypatch.chdir(tmp_path / "other")
+    transport.declare(QueueSpec(name="q"))
+    assert (tmp_path / "jobs.db").exists()
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+def test_files_are_for_their_user_alone(path: Path, worker: SQLiteConsumer) -> None:
+    """Tasks may hold secrets."""
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), worker.life.path):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(lock_folder(path).stat().st_mode) == 0o700
+
+
+def test_looking_makes_no_file(path: Path) -> None:
+    transport = SQLiteTransport(f"sqlite:///{path}")
+    assert transport.queues() == []
+    assert transport.declare(QueueSpec(name="q"), dry_run=True) is True
+    transport.delete("q")
+    for look in (transport.stats, transport.purge, lambda name: transport.consumer(name, 1)):
+        with pytest.raises(QueueNotFound):
+            look("q")
+    assert not path.exists()
+
+
+def test_an_empty_file_is_taken(path: Path) -> None:
+    """As `mktemp` makes it."""
+    path.touch()
+    transport = SQLiteTransport(f"sqlite:///{path}")
+    assert transport.declare(QueueSpec(name="q"))
+    assert transport.queues() == ["q", "q.dead"]
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    """SQLite is given a URI, in which these mean something."""
+    for name in ("a?b.db", "a#b.db", "a%20b.db", "ä &=;.db"):
+        path = tmp_path / name
+        quoted = name.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+        SQLiteTransport(f"sqlite:///{tmp_path}/{quoted}").declare(QueueSpec(name="q"))
+        assert path.exists()
+
+
+def test_the_longest_name_has_its_dead_letters(transport: SQLiteTransport) -> None:
+    """`NAME.dead` is longer than a name that users may choose."""
+    name = "n" * 250
+    transport.declare(QueueSpec(name=name))
+    with closing(transport.publisher()) as sender:
+        send(sender, b"x", to=name)
+    worker = transport.consumer(name, 1)
+    worker.settle([Reject(take(worker, 1)[0], "bad")])
+    worker.close()
+    assert transport.stats(name).dead == 1
+    assert transport.stats(name + ".dead").ready == 1
+
+
+def test_a_foreign_database_is_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    transport = SQLiteTransport(f"sqlite:///{path}")
+    for use in (transport.queues, transport.publisher, lambda: transport.stats("q")):
+        with refused(path, "another program"):
+            use()
+    assert path.read_bytes() == before
+
+
+def test_another_format_is_refused(path: Path, transport: SQLiteTransport) -> None:
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+    with refused(path, r"another version of workqueue \(format 2, ours is 1\)") as _:
+        SQLiteTransport(f"sqlite:///{path}").queues()
+
+
+def test_a_text_file_is_refused(path: Path) -> None:
+    path.write_text("dear diary, " * 1000)
+    with refused(path, "not a database"):
+        SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+    assert path.read_text().startswith("dear diary")
+
+
+def test_a_damaged_file_is_refused(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """Before anything is written to it: inserting into a damaged file may well succeed."""
+    send(sender, *[b"x" * 200] * 500)
+    sender.close()
+    content = bytearray(path.read_bytes())
+    for page in range(4096 * 6, len(content) - 4096, 4096):
+        content[page : page + 200] = b"\x05" * 200
+    path.write_bytes(content)
+    with refused(path, "damaged"):
+        SQLiteTransport(f"sqlite:///{path}").publisher()
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "jobs.db"
+    transport = SQLiteTransport(f"sqlite:///{path}")
+    for use in (transport.queues, transport.publisher, lambda: transport.stats("q")):
+        with refused(path, "the folder .*missing does not exist"):
+            use()
+    assert not path.parent.exists()
+
+
+def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    with refused(tmp_path, "a folder, not a file"):
+        SQLiteTransport(f"sqlite:///{tmp_path}").queues()
+
+
+def test_a_pipe_in_place_of_the_file(path: Path) -> None:
+    """Opening it would wait for ever."""
+    os.mkfifo(path)
+    with refused(path, "not a regular file"):
+        SQLiteTransport(f"sqlite:///{path}").queues()
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Root may write anywhere; as somebody else, in `folder`, until the end of the block."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for parent in [folder, *folder.parents]:
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            pytest.skip(f"{parent} is closed to others, and this runs as root")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user can reach."""
+    folder = Path(mkdtemp(prefix="workqueue-"))
+    folder.chmod(0o777)
+    yield folder
+    folder.chmod(0o777)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_file(open_folder: Path) -> None:
+    path = open_folder / "jobs.db"
+    SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+    path.chmod(0o444)
+    with as_nobody(open_folder), refused(path, "read-only for this user"):
+        SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="other"))
+
+
+def test_a_file_of_somebody_else(open_folder: Path) -> None:
+    path = open_folder / "jobs.db"
+    SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+    path.chmod(0o000)
+    with as_nobody(open_folder), refused(path, "no permission"):
+        SQLiteTransport(f"sqlite:///{path}").queues()
+
+
+def test_a_read_only_folder(open_folder: Path) -> None:
+    path = open_folder / "jobs.db"
+    open_folder.chmod(0o555)
+    with as_nobody(open_folder), refused(path, "Permission denied"):
+        SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+
+
+def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(StorageError, match=r"too old: 3\.35 or newer"):
+        SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 22 0:30 / /srv/share rw - nfs4 server:/share rw
+31 30 0:31 / /srv/share/fast rw - xfs /dev/vdb rw
+32 22 0:32 / /my\\040disk rw - cifs //server/disk rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/jobs.db", "ext4"),
+        ("/srv/share/jobs.db", "nfs4"),
+        ("/srv/shared.db", "ext4"),
+        ("/srv/share/fast/jobs.db", "xfs"),
+        ("/my disk/jobs.db", "cifs"),
+    ],
+)
+def test_the_file_system_is_known(path: str, kind: str) -> None:
+    assert place.file_system(Path(path), MOUNTS) == kind
+
+
+def test_a_network_file_system_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines cannot share SQLite's memory, and would damage the file."""
+    here = place.file_system(path, Path("/proc/self/mountinfo").read_text())
+    monkeypatch.setattr(place, "NETWORK", {here})
+    with refused(path, "network file system"):
+        SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+    assert not path.exists()
+
+
+# -- trouble while in use ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(path: Path, transport: SQLiteTransport) -> Iterator[sqlite3.Connection]:
+    """A program that uses the same file in its own way."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    yield other
+    other.close()
+
+
+def test_a_locked_file(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher, other: sqlite3.Connection
+) -> None:
+    """Waited for as long as the URL says, and no longer than the sender wants."""
+    impatient = SQLiteTransport(f"sqlite:///{path}?timeout=0.1")
+    other.execute("BEGIN IMMEDIATE")
+    with refused(path, "locked"):
+        impatient.declare(QueueSpec(name="other"))
+    with refused(path, "locked"):
+        sender.publish("q", [message()], 0.1)
+    assert impatient.declare(QueueSpec(name="q")) is False  # looking needs no lock
+    assert impatient.stats("q").ready == 0
+    other.execute("ROLLBACK")
+    send(sender, b"x")
+
+
+def test_a_lock_that_ends_is_waited_for(sender: SQLitePublisher, other: sqlite3.Connection) -> None:
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+    release.start()
+    send(sender, b"x")
+    release.join()
+
+
+def fill_the_disk(connection: sqlite3.Connection) -> None:
+    pages = connection.execute("PRAGMA page_count").fetchall()[0][0]
+    connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+
+
+def empty_the_disk(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA max_page_count = 1000000").fetchall()
+
+
+def test_a_full_disk_fails_the_sender(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """Nothing of the batch is stored, and all is well once there is room again."""
+    fill_the_disk(sender.database.connection)
+    with refused(path, "the disk is full"):
+        send(sender, *[b"x" * 5_000] * 100)
+    assert transport.stats("q").ready == 0
+    empty_the_disk(sender.database.connection)
+    send(sender, b"y")
+    assert transport.stats("q").ready == 1
+
+
+def test_a_full_disk_does_not_forget_what_is_out(
+    path: Path, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """What could not be settled can be settled later."""
+    send(sender, b"x" * 100_000)
+    (delivery,) = take(worker, 1)
+    send(sender, *[b"y" * 100_000] * 3)
+    fill_the_disk(worker.database.connection)
+    with refused(path, "the disk is full"):
+        worker.settle([Reject(delivery, "bad")])
+    assert worker.unsettled == 1
+    empty_the_disk(worker.database.connection)
+    worker.settle([Reject(delivery, "bad")])
+    assert worker.unsettled == 0
+
+
+def test_the_last_of_the_disk_is_for_workers(
+    path: Path,
+    sender: SQLitePublisher,
+    worker: SQLiteConsumer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Acknowledging needs room too, and what cannot be acknowledged is done again."""
+    send(sender, b"x")
+    monkeypatch.setattr(publisher, "RESERVE", 2**62)
+    with refused(path, "almost full"):
+        send(sender, b"y")
+    worker.settle([Ack(delivery) for delivery in take(worker, 1)])
+
+
+def test_a_deleted_file_is_no_place_to_send_to(
+    path: Path, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """SQLite itself goes on without a word, in a file that nobody will ever read."""
+    path.unlink()
+    with refused(path, "deleted while in use"):
+        send(sender, b"x")
+    worker.next_beat = 0.0
+    with refused(path, "deleted while in use"):
+        worker.receive(1, 0)
+
+
+def test_a_replaced_file_is_no_place_to_send_to(
+    path: Path, tmp_path: Path, sender: SQLitePublisher
+) -> None:
+    """As when a backup is put in place while producers run."""
+    shutil.copy(path, tmp_path / "backup.db")
+    (tmp_path / "backup.db").replace(path)
+    with refused(path, "replaced by another file"):
+        send(sender, b"x")
+
+
+def test_a_deleted_log_is_no_place_to_send_to(path: Path, sender: SQLitePublisher) -> None:
+    """The last commits are in it, and in it alone."""
+    Path(f"{path}-wal").unlink()
+    with refused(path, "deleted while in use"):
+        send(sender, b"x")
+
+
+def test_synchronous(path: Path) -> None:
+    """What is on the disk when `publish` returns: all, unless the URL says otherwise."""
+    for option, level in (("", 2), ("?synchronous=full", 2), ("?synchronous=normal", 1)):
+        with closing(SQLiteTransport(f"sqlite:///{path}{option}").publisher()) as sender:
+            found = sender.database.read("PRAGMA synchronous")
+        assert found == [(level,)]
+
+
+def together(count: int, run: Callable[[], object]) -> None:
+    """`run` in `count` threads at once; what it raises is raised here."""
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(run) for _ in range(count)]:
+            done.result(timeout=PATIENCE)
+
+
+def test_many_threads_look_at_once(transport: SQLiteTransport) -> None:
+    """Each call has its own connection, and the last one to close takes the log with it."""
+
+    def look() -> None:
+        for _ in range(30):
+            transport.stats("q")
+            transport.declare(QueueSpec(name="q"))
+
+    together(6, look)
+
+
+def test_threads_that_make_the_same_file(tmp_path: Path) -> None:
+    """One makes it, and none finds half of it."""
+    for number in range(10):
+        transport = SQLiteTransport(f"sqlite:///{tmp_path}/{number}.db")
+        together(4, partial(transport.declare, QueueSpec(name="q")))
+        assert transport.queues() == ["q", "q.dead"]
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"deeper": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"type": "lone \udcff"},
+        {"correlation_id": "\ud800"},
+        {"headers": {"text": "lone \udcff"}},
+        {"headers": {"lone \udcff": 1}},
+        {"headers": {"int": 2**64}},
+        {"headers": {"int": -(2**63) - 1}},
+        {"headers": {"object": object()}},
+        {"headers": nested(100_000)},
+        {"priority": 2**63},
+    ],
+    ids=lambda properties: next(iter(properties)),
+)
+def test_what_cannot_be_stored_harms_no_other(
+    transport: SQLiteTransport, sender: SQLitePublisher, properties: dict[str, Any]
+) -> None:
+    bad = message(b"bad", **properties)
+    with pytest.raises(NotSent) as caught:
+        sender.publish("q", [message(b"a"), bad, message(b"b")], PATIENCE)
+    assert [(failed, type(cause)) for failed, cause in caught.value.failures] == [(bad, Refused)]
+    assert caught.value.sent == 2
+    with closing(transport.consumer("q", 0)) as worker:
+        assert bodies(take(worker, 2)) == [b"a", b"b"]
+
+
+def test_what_is_too_large_harms_no_other(
+    transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """SQLite takes a gigabyte a row; here it is told to take less."""
+    sender.database.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 200_000)
+    large = message(b"x" * 200_000)
+    with pytest.raises(NotSent) as caught:
+        sender.publish("q", [large, message(b"b")], PATIENCE)
+    assert [(failed, type(cause)) for failed, cause in caught.value.failures] == [(large, TooLarge)]
+    send(sender, b"c")
+    with closing(transport.consumer("q", 0)) as worker:
+        assert bodies(take(worker, 2)) == [b"b", b"c"]
+
+
+def test_the_largest_can_still_be_set_aside(
+    transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """A dead letter is larger than its original: what is taken leaves room for that."""
+    for connection in (sender.database.connection, worker.database.connection):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 200_000)
+    largest = 200_000
+    with pytest.raises(NotSent):
+        send(sender, b"x" * largest)
+    while not transport.stats("q").ready:
+        largest -= 1_000
+        try:
+            send(sender, b"x" * largest)
+        except NotSent:
+            continue
+    (delivery,) = take(worker, 1)
+    worker.settle([Retry(delivery)])
+    worker.settle([Reject(take(worker, 1)[0], "ä" * 2_000, "🐍" * 20_000)])
+    assert transport.stats("q").dead == 1
+
+
+def test_headers_are_exact(sender: SQLitePublisher, worker: SQLiteConsumer) -> None:
+    """Down to the microsecond of a time, and the bits of a number."""
+    headers = {
+        "at": dt.datetime(2026, 11, 23, 12, 30, 1, 123_456, tzinfo=dt.UTC),
+        "float": 0.1 + 0.2,
+        "large": 2**63 - 1,
+        "small": -(2**63),
+        "bytes": b"\x00\xff",
+        "deep": [None, True, {"": [1, 2.5, "zwei"]}],
+    }
+    sent = message(headers=headers, sent_at=1_700_000_000.123_456)
+    sender.publish("q", [sent], PATIENCE)
+    received = take(worker, 1)[0].message
+    assert received == sent
+    assert {name: type(value) for name, value in received.headers.items()} == {
+        name: type(value) for name, value in headers.items()
+    }
+
+
+@pytest.mark.parametrize("packed", [b"\xc1", b"\x81\xa1", b"\x91" * 100_000 + b"\xc0"])
+def test_headers_that_cannot_be_read(
+    path: Path, sender: SQLitePublisher, worker: SQLiteConsumer, packed: bytes
+) -> None:
+    """Such a message must not kill every worker that meets it."""
+    send(sender, b"odd", b"even")
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE messages SET headers = ? WHERE body = ?", (packed, b"odd"))
+    odd, even = take(worker, 2)
+    assert odd.message.body == b"odd"
+    assert odd.unreadable
+    assert even.unreadable is None
+    worker.settle([Reject(odd, "unreadable"), Ack(even)])
+
+
+def test_a_reason_that_is_no_text(
+    transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """A traceback may quote a file name that is not UTF-8."""
+    send(sender, b"x")
+    worker.settle([Reject(take(worker, 1)[0], "no file \udcff", "Traceback \udcfe")])
+    with closing(transport.consumer("q.dead", 1)) as dead:
+        assert take(dead, 1)[0].message.headers[REASON] == r"no file \udcff"
+
+
+# -- order, time, bounds -----------------------------------------------------------------------
+
+
+def test_priority_then_arrival(
+    transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """Strictly, at any number of levels; and what comes back comes back to its place.
+
+    SQLite's alone, as RabbitMQ has as many levels as its version and the queue's type give.
+    """
+    wanted = [(n % 7, n) for n in range(40)]
+    sender.publish("q", [message(b"%d" % n, priority=p) for p, n in wanted], PATIENCE)
+    order = [b"%d" % n for p, n in sorted(wanted, key=lambda pair: (-pair[0], pair[1]))]
+    first = take(worker, 10)
+    assert bodies(first) == order[:10]
+    worker.settle([Requeue(delivery) for delivery in reversed(first)])
+    with closing(transport.consumer("q", 0)) as other:
+        assert bodies(take(other, 15)) == order[:15]
+    assert bodies(take(worker, 40)) == order
+
+
+def test_a_claim_does_not_depend_on_how_many_wait(
+    transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """It walks an index: nothing is scanned and nothing sorted, in all that is frequent."""
+    parameters: dict[str, Parameters] = {
+        store.CLAIM: (1, 1, 0.0, 10),
+        store.EXPIRED: (1, 0.0, 10),
+        store.ANY_EXPIRED: (1, 0.0),
+        store.STATS: {"queue": 1, "dead": "q.dead"},
+    }
+    for statement, values in parameters.items():
+        plan = sender.database.read(f"EXPLAIN QUERY PLAN {statement}", values)
+        steps = [step for *_, step in plan]
+        assert not any("SCAN messages" in step or "TEMP B-TREE" in step for step in steps), steps
+
+
+def age(path: Path, seconds: float) -> None:
+    """As if everything had been sent that much earlier."""
+    with closing(sqlite3.connect(path, timeout=PATIENCE)) as other, other:
+        other.execute(
+            "UPDATE messages SET since = since - ?, expires_at = expires_at - ?",
+            (seconds, seconds),
+        )
+
+
+def test_the_oldest_of_many_priorities(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """Found without a scan: the first of each priority is its oldest."""
+    assert transport.stats("q").oldest is None
+    sender.publish("q", [message(priority=0)], PATIENCE)
+    age(path, 100)
+    sender.publish("q", [message(priority=p) for p in (3, 9, 0, 3)], PATIENCE)
+    oldest = transport.stats("q").oldest
+    assert oldest is not None
+    assert 100 <= oldest < 100 + PATIENCE
+    take(worker, 5)
+    assert transport.stats("q").oldest is None
+
+
+def test_a_ttl_goes_on_while_a_message_is_held(path: Path, transport: SQLiteTransport) -> None:
+    """Handed back, it is as old as it was; while it is out, it does not expire."""
+    transport.declare(QueueSpec(name="brief", ttl=60))
+    with closing(transport.publisher()) as sender:
+        send(sender, b"held", b"waiting", to="brief")
+    worker = transport.consumer("brief", 1)
+    (held,) = take(worker, 1)
+    age(path, 61)
+    with closing(transport.publisher()) as sender:
+        send(sender, b"young", to="brief")
+    assert transport.stats("brief").dead == 1
+    assert transport.stats("brief").in_flight == 1
+    worker.settle([Requeue(held)])
+    assert bodies(take(worker, 1)) == [b"young"]
+    worker.close()
+    with closing(transport.consumer("brief.dead", 0)) as dead:
+        letters = take(dead, 2)
+    assert bodies(letters) == [b"waiting", b"held"]
+    assert {letter.message.headers[REASON] for letter in letters} == {"expired"}
+
+
+def test_any_number_may_expire_at_once(path: Path, transport: SQLiteTransport) -> None:
+    """In more than one transaction, so that nobody waits long."""
+    count = BATCH + 10
+    transport.declare(QueueSpec(name="brief", ttl=60))
+    with closing(transport.publisher()) as sender:
+        send(sender, *[b"x"] * count, to="brief")
+        age(path, 61)
+        assert transport.stats("brief").dead == count
+        send(sender, b"y", to="brief")
+        send(sender, *[b"x"] * 10, to="q")
+    assert transport.purge("brief.dead") == count
+    assert [transport.stats(name).ready for name in ("brief", "brief.dead", "q")] == [1, 0, 10]
+
+
+def test_a_bound_is_for_senders(transport: SQLiteTransport, sender: SQLitePublisher) -> None:
+    """What failed and what is handed back has its place, even in a full queue."""
+    transport.declare(QueueSpec(name="small", max_length=3))
+    with closing(transport.consumer("small", 0)) as worker:
+        send(sender, b"a", b"b", to="small")
+        held = take(worker, 2)
+        with pytest.raises(NotSent) as caught:
+            send(sender, b"c", b"d", b"e", b"f", to="small")
+        assert [type(cause) for _, cause in caught.value.failures] == [QueueFull]
+        worker.settle([Retry(held[0]), Requeue(held[1])])
+        assert transport.stats("small").ready == 5
+        with pytest.raises(NotSent):
+            send(sender, b"g", to="small")
+        assert transport.stats("small").ready == 5
+
+
+def test_a_queue_made_anew_is_another(transport: SQLiteTransport, sender: SQLitePublisher) -> None:
+    """Its old consumers are lost, and hold nothing of the new one."""
+    old = transport.consumer("q", 1)
+    send(sender, b"old")
+    take(old, 1)
+    transport.delete("q")
+    transport.declare(QueueSpec(name="q"))
+    send(sender, b"new")
+    with pytest.raises(ConsumerLost, match="q was deleted"):
+        old.receive(1, 0)
+    old.close()
+    with closing(transport.consumer("q", 1)) as worker:
+        assert bodies(take(worker, 1)) == [b"new"]
+    assert transport.stats("q").consumers == 0
+
+
+# -- life and death ----------------------------------------------------------------------------
+# SQLite's alone: a broker sees a connection end, a file does not. (Real deaths, of processes, are
+# in tests/integration.)
+
+
+def die(worker: SQLiteConsumer) -> None:
+    """What the kernel does when the process ends, and nothing more."""
+    worker.life.release()
+
+
+def test_a_consumer_lives_as_long_as_its_lock(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """However often the others look."""
+    send(sender, b"x")
+    (held,) = take(worker, 1)
+    assert not is_dead(lock_folder(path), worker.life.id)
+    with closing(transport.consumer("q", 1)) as other:
+        for _ in range(3):
+            other.next_beat = 0.0
+            assert other.receive(1, 0.01) == []
+    assert transport.stats("q").in_flight == 1
+    worker.settle([Ack(held)])
+
+
+def test_the_dead_are_noticed(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """What they held goes to others, flagged, with a death on its record; their file goes too."""
+    send(sender, b"x")
+    for deaths in (1, 2):
+        worker = transport.consumer("q", 1)
+        take(worker, 1)
+        die(worker)
+        assert is_dead(lock_folder(path), worker.life.id)
+        with closing(transport.consumer("q", 1)) as other:
+            (delivery,) = take(other, 1)
+        assert (delivery.redelivered, delivery.deaths, delivery.attempt) == (True, deaths, 1)
+        assert not worker.life.path.exists()
+        worker.close()
+    assert list(lock_folder(path).iterdir()) == []
+
+
+def test_a_busy_worker_notices_the_dead(
+    transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """With limit 0, and on any queue of the file."""
+    transport.declare(QueueSpec(name="other"))
+    send(sender, b"x")
+    worker = transport.consumer("q", 1)
+    take(worker, 1)
+    with closing(transport.consumer("other", 1)) as busy:
+        die(worker)
+
+        def back() -> bool:
+            """the message is ready again"""
+            busy.receive(0, 0.1)
+            return busy.database.read("SELECT ready FROM queues WHERE name = 'q'") == [(1,)]
+
+        eventually(back, within=PATIENCE)
+    worker.close()
+
+
+def test_stats_do_not_count_the_dead(transport: SQLiteTransport, sender: SQLitePublisher) -> None:
+    send(sender, b"x", b"y")
+    worker = transport.consumer("q", 1)
+    take(worker, 1)
+    assert transport.stats("q").in_flight == 1
+    die(worker)
+    found = transport.stats("q")
+    assert (found.ready, found.in_flight, found.consumers) == (2, 0, 0)
+    worker.close()
+
+
+def test_closing_is_no_death(transport: SQLiteTransport, sender: SQLitePublisher) -> None:
+    """Its tasks come again flagged, but nothing died of them; and no file is left."""
+    send(sender, b"x")
+    worker = transport.consumer("q", 1)
+    take(worker, 1)
+    worker.close()
+    assert list(lock_folder(transport.address.path).iterdir()) == []
+    with closing(transport.consumer("q", 1)) as other:
+        (delivery,) = take(other, 1)
+    assert (delivery.redelivered, delivery.deaths) == (True, 0)
+
+
+def test_a_consumer_that_is_taken_for_dead_says_so(
+    transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """Somebody has removed its lock file: what it held is others' now, and it goes on.
+
+    What it still settles of that is ignored, so nothing of the others' is undone.
+    """
+    send(sender, b"x", b"y")
+    held = take(worker, 2)
+    worker.life.path.unlink()
+    with closing(transport.consumer("q", 1)) as other:
+        again = take(other, 1)
+        assert (again[0].message.body, again[0].redelivered, again[0].deaths) == (b"x", True, 1)
+        worker.settle([Ack(held[0])])
+        with pytest.raises(DeliveriesLost) as caught:
+            worker.receive(0, PATIENCE)
+        assert set(caught.value.deliveries) == set(held)
+        assert worker.unsettled == 0
+        with pytest.raises(ValueError, match="settled once"):
+            worker.settle([Ack(held[1])])
+        assert bodies(take(worker, 1)) == [b"y"]
+        assert transport.stats("q").consumers == 2
+        assert transport.stats("q").in_flight == 2
+        other.settle([Ack(delivery) for delivery in again])
+    assert transport.stats("q").ready == 0
+
+
+def test_a_consumer_that_was_taken_for_dead_claims_nothing_under_its_old_name(
+    transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """Nobody would give that back if it died then."""
+    worker.receive(0, 0)
+    worker.life.path.unlink()
+    transport.stats("q")
+    send(sender, b"x")
+    take(worker, 1)
+    assert worker.life.path.exists()
+    die(worker)
+    assert transport.stats("q").ready == 1
+
+
+def test_another_path_to_the_same_file(tmp_path: Path, transport: SQLiteTransport) -> None:
+    """Through a link: the same file, the same consumers."""
+    (tmp_path / "link.db").symlink_to(transport.address.path)
+    linked = SQLiteTransport(f"sqlite:///{tmp_path}/link.db")
+    with closing(linked.consumer("q", 1)) as worker:
+        assert transport.stats("q").consumers == 1
+        assert worker.life.path == lock_path(lock_folder(transport.address.path), worker.life.id)
+    assert not lock_folder(tmp_path / "link.db").exists()
+
+
+# -- the write-ahead log -----------------------------------------------------------------------
+
+
+def test_nobody_checkpoints_by_itself(
+    path: Path, sender: SQLitePublisher, worker: SQLiteConsumer
+) -> None:
+    """SQLite's own checkpoints may begin while another connection commits, which can corrupt the
+    file before 3.51.3."""
+    with closing(Database(parse(f"sqlite:///{path}"))) as third:
+        for connection in (sender.database, worker.database, third):
+            assert connection.read("PRAGMA wal_autocheckpoint") == [(0,)]
+
+
+def test_nobody_can_commit_during_a_checkpoint(path: Path, sender: SQLitePublisher) -> None:
+    attempts: list[str] = []
+
+    def try_to_write(statement: str) -> None:
+        if "wal_checkpoint" in statement:
+            with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    attempts.append(str(error))
+                else:
+                    attempts.append("could write")
+
+    send(sender, b"x")
+    sender.database.connection.set_trace_callback(try_to_write)
+    assert sender.database.checkpoint()
+    assert attempts == ["database is locked"]
+
+
+def test_a_checkpoint_waits_for_no_writer(path: Path, sender: SQLitePublisher) -> None:
+    """Whoever commits next does it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert not sender.database.checkpoint()
+
+
+def wal_size(path: Path) -> int:
+    return Path(f"{path}-wal").stat().st_size
+
+
+def test_the_log_stays_short(path: Path, sender: SQLitePublisher) -> None:
+    """And what it held is in the database."""
+    longest = 0
+    for _ in range(60):
+        send(sender, *[os.urandom(2_000)] * 200)
+        longest = max(longest, wal_size(path))
+    assert longest < database.WAL_LIMIT * 2
+    assert path.stat().st_size > 20_000_000
+    check_counters(path)
+
+
+def test_a_long_reader_holds_the_log_back_only_while_it_reads(
+    path: Path, transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """As a backup does."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM messages").fetchall()
+        for _ in range(30):
+            send(sender, *[os.urandom(2_000)] * 200)
+        assert wal_size(path) > database.WAL_LIMIT * 2
+        assert reader.execute("SELECT count(*) FROM messages").fetchall() == [(0,)]
+        reader.execute("COMMIT")
+    for _ in range(3):
+        send(sender, *[os.urandom(2_000)] * 200)
+    assert wal_size(path) < database.WAL_LIMIT * 2
+    assert transport.stats("q").ready == 33 * 200
+
+
+# -- waiting -----------------------------------------------------------------------------------
+
+
+def test_an_idle_consumer_writes_nothing(path: Path, worker: SQLiteConsumer) -> None:
+    """However often it looks, and with the dead among those it looks at."""
+    worker.receive(1, 0)
+    before = wal_size(path), worker.database.read("PRAGMA data_version")
+    began = time.monotonic()
+    assert worker.receive(1, 1.2) == []
+    assert time.monotonic() - began >= 1.1
+    assert (wal_size(path), worker.database.read("PRAGMA data_version")) == before
