@@ -1,0 +1,75 @@
+"""The public names. Whoever changes one changes this list, and the changelog."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version
+from types import ModuleType
+
+import pytest
+
+import workqueue
+import workqueue.testing
+
+PUBLIC = [
+    "AccessRefused",
+    "BadPayload",
+    "Broker",
+    "BrokerBlocked",
+    "ConfigError",
+    "ConnectionLost",
+    "ConsumerLost",
+    "Delivery",
+    "HandlerNotFound",
+    "Job",
+    "Message",
+    "NotSent",
+    "Producer",
+    "Queue",
+    "QueueFull",
+    "QueueMismatch",
+    "QueueNotFound",
+    "QueueStats",
+    "Refused",
+    "Reject",
+    "StorageError",
+    "Tally",
+    "TooLarge",
+    "Unconfirmed",
+    "UnknownScheme",
+    "Unroutable",
+    "Unsupported",
+    "Worker",
+    "WorkqueueError",
+    "__version__",
+    "connect",
+]
+
+TESTING = ["Fault", "FaultyTransport", "TransportSuite", "eventually", "transport_machine"]
+
+
+@pytest.mark.parametrize(("module", "names"), [(workqueue, PUBLIC), (workqueue.testing, TESTING)])
+def test_the_public_names(module: ModuleType, names: list[str]) -> None:
+    """These, all there, in order, and no others beside modules."""
+    assert module.__all__ == names
+    there = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert there == {name for name in names if name != "__version__"}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "__version__"])
+def test_public_names_say_what_they_are(name: str) -> None:
+    """Each has a docstring of its own."""
+    doc = vars(workqueue)[name].__doc__
+    assert doc
+    assert not doc.startswith(f"{name}(")  # what a dataclass without one would get
+
+
+def test_the_version_is_the_distributions() -> None:
+    """One source for both."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+(?:\.?(?:dev|a|b|rc)\d+)?", workqueue.__version__)
+    assert version("workqueue") == workqueue.__version__

@@ -1,0 +1,910 @@
+"""Working: nothing that was taken is lost, whatever fails, and nothing runs that must not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.doubles import stored, stored_ids
+from workqueue import (
+    AccessRefused,
+    Broker,
+    ConfigError,
+    ConnectionLost,
+    ConsumerLost,
+    Delivery,
+    HandlerNotFound,
+    Job,
+    Message,
+    Producer,
+    Queue,
+    QueueMismatch,
+    Reject,
+    StorageError,
+    Tally,
+    Worker,
+    worker,
+)
+from workqueue.errors import DeliveriesLost
+from workqueue.message import new_id
+from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.thread import ThreadRunner
+from workqueue.testing import Fault, FaultyTransport, eventually
+from workqueue.transport import Ack, Outcome
+from workqueue.transports.copies import ERROR, FAILURES, ORIGIN, REASON
+from workqueue.transports.memory import MemoryConsumer, MemoryTransport
+
+ENOUGH = 20.0
+"""Seconds: longer than anything here takes on any machine."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue counts as empty, and a thread as unwilling, after less time than in production."""
+    monkeypatch.setattr(worker, "IDLE_BEFORE_EMPTY", 0.15)
+    monkeypatch.setattr(worker, "STOPPING_TIME", 0.5)
+
+
+def queue_on(transport: Any, **options: Any) -> Queue:
+    return Broker(transport).queue("jobs", **options)
+
+
+def filled(transport: MemoryTransport, count: int) -> list[str]:
+    """`count` messages are in the queue; their ids."""
+    producer = Producer(queue_on(transport))
+    return [producer.send(n) for n in range(count)]
+
+
+def done(transport: MemoryTransport) -> bool:
+    """nothing is ready, out or dead"""
+    stats = transport.stats("jobs")
+    return (stats.ready, stats.in_flight, stats.dead) == (0, 0, 0)
+
+
+@contextmanager
+def running(worker_: Worker, **options: Any) -> Iterator[list[Tally]]:
+    """A worker at work in a thread, stopped at the end; its tally is there then."""
+    tallies: list[Tally] = []
+    thread = threading.Thread(target=lambda: tallies.append(worker_.run(**options)))
+    thread.start()
+    try:
+        eventually(lambda: worker_.shift is not None, what="the beginning of the shift")
+        yield tallies
+    finally:
+        worker_.stop()
+        thread.join(ENOUGH)
+        assert not thread.is_alive(), "the worker does not end"
+
+
+class Gate:
+    """A handler that waits to be let through; `inside` is who waits."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.inside: list[Job[Any]] = []
+
+    def __call__(self, job: Job[Any]) -> None:
+        self.inside.append(job)
+        assert self.open.wait(ENOUGH)
+
+
+# -- the ordinary course -----------------------------------------------------------------------
+
+
+def test_each_message_is_handled_once_and_gone() -> None:
+    """With what its sender gave."""
+    transport = MemoryTransport()
+    ids = filled(transport, 20)
+    seen: list[tuple[str | None, Any]] = []
+    tally = Worker(queue_on(transport), lambda job: seen.append((job.id, job.payload))).run(
+        until_empty=True
+    )
+    assert seen == list(zip(ids, range(20), strict=True))
+    assert tally == Tally(done=20)
+    assert tally.settled == 20
+    assert done(transport)
+
+
+def test_what_a_handler_sees() -> None:
+    """The payload, and everything about the message that a sender said."""
+    transport = MemoryTransport()
+    id_ = Producer(queue_on(transport)).send(
+        {"n": 1}, type="t", headers={"h": 1}, priority=7, correlation_id="c", reply_to="r"
+    )
+    jobs: list[Job[Any]] = []
+    Worker(queue_on(transport), jobs.append).run(until_empty=True)
+    (job,) = jobs
+    assert (job.payload, job.body, job.content_type) == ({"n": 1}, b'{"n":1}', "application/json")
+    assert (job.id, job.queue, job.attempt, job.redelivered) == (id_, "jobs", 1, False)
+    assert (job.type, job.headers, job.priority) == ("t", {"h": 1}, 7)
+    assert (job.correlation_id, job.reply_to) == ("c", "r")
+    assert job.sent_at
+    assert not job.lost
+
+
+def test_a_missing_queue_is_made() -> None:
+    """A worker may be there before the first sender."""
+    transport = MemoryTransport()
+    assert Worker(queue_on(transport), print).run(until_empty=True) == Tally()
+    assert transport.queues() == ["jobs", "jobs.dead"]
+
+
+def test_a_message_is_acknowledged_after_the_work() -> None:
+    """While the handler runs it is in flight, and the broker still has it."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+    gate = Gate()
+    with running(Worker(queue_on(transport), gate)):
+        eventually(lambda: gate.inside)
+        assert transport.stats("jobs").in_flight == 1
+        gate.open.set()
+        eventually(lambda: done(transport))
+
+
+def test_as_many_at_once_as_there_are_slots() -> None:
+    """And never more, however many wait."""
+    transport = MemoryTransport()
+    filled(transport, 12)
+    together = threading.Barrier(3)
+    lock = threading.Lock()
+    now, most = 0, 0
+
+    def handle(job: Job[Any]) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        together.wait(ENOUGH)
+        with lock:
+            now -= 1
+
+    assert Worker(queue_on(transport), handle, concurrency=3).run(until_empty=True).done == 12
+    assert most == 3
+
+
+def test_a_worker_takes_no_more_than_it_can_start() -> None:
+    """What it could not begin is left for others."""
+    transport = MemoryTransport()
+    filled(transport, 10)
+    gate = Gate()
+    with running(Worker(queue_on(transport), gate, concurrency=2)):
+        eventually(lambda: len(gate.inside) == 2)
+        stats = transport.stats("jobs")
+        assert (stats.in_flight, stats.ready) == (2, 8)
+        gate.open.set()
+
+
+def test_a_worker_can_run_again() -> None:
+    """After its shift, another."""
+    transport = MemoryTransport()
+    worker_ = Worker(queue_on(transport), print)
+    for _ in range(2):
+        filled(transport, 1)
+        assert worker_.run(until_empty=True).done == 1
+
+
+# -- until when --------------------------------------------------------------------------------
+
+
+def test_until_empty_waits_for_what_runs() -> None:
+    """A task that takes longer than the queue is empty, and what it sends in the end."""
+    transport = MemoryTransport()
+    queue = queue_on(transport)
+    Producer(queue).send(2)
+
+    def handle(job: Job[int]) -> None:
+        time.sleep(worker.IDLE_BEFORE_EMPTY * 2)
+        if job.payload:
+            Producer(queue).send(job.payload - 1)
+
+    assert Worker(queue, handle).run(until_empty=True).done == 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("failing", [False, True])
+def test_max_messages(concurrency: int, failing: bool) -> None:
+    """So many are run, with or without success, and no more are taken."""
+    transport = MemoryTransport()
+    filled(transport, 10)
+    runs: list[int] = []
+
+    def handle(job: Job[int]) -> None:
+        runs.append(job.payload)
+        if failing:
+            raise ValueError
+
+    tally = Worker(queue_on(transport), handle, concurrency=concurrency).run(max_messages=3)
+    assert len(runs) == 3
+    assert tally.settled == 3
+    stats = transport.stats("jobs")
+    assert (stats.ready, stats.in_flight) == (10 if failing else 7, 0)
+
+
+# -- how runs end ------------------------------------------------------------------------------
+
+
+def test_five_attempts_and_then_the_dead_letters() -> None:
+    """With the reason and the end of the traceback, from the handler on down."""
+    transport = MemoryTransport()
+    (id_,) = filled(transport, 1)
+    attempts: list[int] = []
+
+    def handle(job: Job[Any]) -> None:
+        attempts.append(job.attempt)
+        raise LookupError("no such user\nsecond line")
+
+    tally = Worker(queue_on(transport), handle).run(until_empty=True)
+    assert attempts == [1, 2, 3, 4, 5]
+    assert tally == Tally(retried=4, dead=1)
+    assert stored(transport.store, "jobs") == []
+    (letter,) = stored(transport.store, "jobs.dead")
+    assert letter.id == id_
+    assert letter.body == b"0"
+    assert letter.headers[FAILURES] == 5
+    assert letter.headers[REASON] == "LookupError: no such user"
+    assert letter.headers[ORIGIN] == "jobs"
+    assert letter.headers[ERROR].rstrip().endswith("LookupError: no such user\nsecond line")
+    assert "raise LookupError" in letter.headers[ERROR]
+    assert "runners/handler.py" not in letter.headers[ERROR]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_as_many_attempts_as_are_allowed(most: int) -> None:
+    """One is no second chance."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+    tally = Worker(queue_on(transport), lambda job: 1 / 0, max_attempts=most).run(until_empty=True)
+    assert tally == Tally(retried=most - 1, dead=1)
+
+
+def test_success_after_failures() -> None:
+    """The third try is the charm: done, and no dead letter."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+
+    def handle(job: Job[Any]) -> None:
+        if job.attempt < 3:
+            raise ValueError
+
+    assert Worker(queue_on(transport), handle).run(until_empty=True) == Tally(done=1, retried=2)
+    assert done(transport)
+
+
+def test_reject_is_never_retried() -> None:
+    """In the dead letters at once, with the handler's own reason."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+    attempts: list[int] = []
+
+    def handle(job: Job[Any]) -> None:
+        attempts.append(job.attempt)
+        raise Reject("address is not one")
+
+    assert Worker(queue_on(transport), handle).run(until_empty=True) == Tally(dead=1)
+    assert attempts == [1]
+    (letter,) = stored(transport.store, "jobs.dead")
+    assert letter.headers[REASON] == "address is not one"
+    assert ERROR not in letter.headers
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(body=b"{", content_type="application/json"),
+        Message(body=b"\xff", content_type="text/plain"),
+        Message(body=b"x", content_type="application/x-python-serialize"),
+        Message(body=b"x", content_encoding="gzip"),
+    ],
+)
+def test_a_body_that_is_not_what_it_claims(message: Message) -> None:
+    """Dead at once with what is wrong; the handler does not see it, and the next one is fine."""
+    transport = MemoryTransport()
+    transport.declare(queue_on(transport).spec)
+    transport.publisher().publish("jobs", [message], 1)
+    ids = filled(transport, 1)
+    seen: list[str | None] = []
+    tally = Worker(queue_on(transport), lambda job: seen.append(job.id)).run(until_empty=True)
+    assert tally == Tally(done=1, dead=1)
+    assert seen == ids
+    (letter,) = stored(transport.store, "jobs.dead")
+    assert letter.id
+    assert letter.headers[REASON]
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(0), SystemExit("bye"), AssertionError(), StopIteration()]
+)
+def test_odd_ways_to_fail(error: BaseException) -> None:
+    """Each is a failed attempt, and none ends the worker."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+
+    def handle(job: Job[int]) -> None:
+        if job.attempt == 1:
+            raise error
+
+    assert Worker(queue_on(transport), handle).run(until_empty=True) == Tally(done=1, retried=1)
+
+
+class Remarking(MemoryTransport):
+    """Hands its deliveries out as `remark` has them, once for each."""
+
+    def __init__(self, **remark: Any) -> None:
+        super().__init__()
+        self.remark = remark
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        transport = self
+
+        class Consumer(MemoryConsumer):
+            def take(self, limit: int) -> list[Delivery]:
+                taken = []
+                for delivery in super().take(limit):
+                    remarked = replace(delivery, **transport.remark)
+                    self.out[remarked] = self.out.pop(delivery)
+                    taken.append(remarked)
+                return taken
+
+        return Consumer(self.store, queue, prefetch)
+
+
+@pytest.mark.parametrize(
+    ("remark", "reason"),
+    [
+        ({"unreadable": "the headers cannot be read"}, "the headers cannot be read"),
+        ({"deaths": 21}, "21 workers were lost while they had it"),
+    ],
+)
+def test_what_must_not_be_tried(remark: dict[str, Any], reason: str) -> None:
+    """It is set aside without being run."""
+    transport = Remarking(**remark)
+    filled(transport, 2)
+    seen: list[Any] = []
+    assert Worker(queue_on(transport), seen.append).run(until_empty=True) == Tally(dead=2)
+    assert seen == []
+    assert {m.headers[REASON] for m in stored(transport.store, "jobs.dead")} == {reason}
+
+
+def test_twenty_deaths_are_borne() -> None:
+    """A task that was there when twenty workers went may not have been the cause."""
+    transport = Remarking(deaths=20)
+    filled(transport, 1)
+    assert Worker(queue_on(transport), print).run(until_empty=True).done == 1
+
+
+# -- acknowledged early ------------------------------------------------------------------------
+
+
+def test_ack_early_is_at_most_once() -> None:
+    """Gone before it runs; a failure is no second attempt and no dead letter."""
+    transport = MemoryTransport()
+    filled(transport, 2)
+    found: list[bool] = []
+
+    def handle(job: Job[Any]) -> None:
+        found.append(transport.stats("jobs").in_flight == 0)
+        raise ValueError
+
+    Worker(queue_on(transport), handle, ack="early").run(until_empty=True)
+    assert found == [True, True]
+    assert done(transport)
+
+
+def test_ack_early_hands_nothing_back() -> None:
+    """What was acknowledged cannot be."""
+    transport = MemoryTransport()
+    filled(transport, 2)
+    gate = Gate()
+    worker_ = Worker(queue_on(transport), gate, ack="early")
+    with running(worker_) as tallies:
+        eventually(lambda: gate.inside)
+        worker_.stop(now=True)
+        eventually(lambda: tallies)
+    gate.open.set()
+    assert tallies[0].handed_back == 0
+    assert len(stored(transport.store, "jobs")) == 1
+
+
+# -- stopping ----------------------------------------------------------------------------------
+
+
+def test_stop_finishes_what_runs_and_begins_nothing() -> None:
+    """What waits stays where it is, ready for others, and untouched."""
+    transport = MemoryTransport()
+    filled(transport, 5)
+    gate = Gate()
+    worker_ = Worker(queue_on(transport), gate, concurrency=2)
+    with running(worker_) as tallies:
+        eventually(lambda: len(gate.inside) == 2)
+        worker_.stop()
+        worker_.stop()
+        eventually(lambda: worker_.shift and worker_.shift.draining_since)
+        assert tallies == []
+        gate.open.set()
+        eventually(lambda: tallies, what="the end of the shift")
+    assert tallies == [Tally(done=2)]
+    assert len(gate.inside) == 2
+    stats = transport.stats("jobs")
+    assert (stats.ready, stats.in_flight, stats.consumers) == (3, 0, 0)
+
+
+def test_a_draining_worker_settles_failures_too() -> None:
+    """A task that fails during the drain is retried by others."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+    begun, go = threading.Event(), threading.Event()
+
+    def handle(job: Job[Any]) -> None:
+        begun.set()
+        assert go.wait(ENOUGH)
+        raise ValueError
+
+    worker_ = Worker(queue_on(transport), handle)
+    with running(worker_) as tallies:
+        assert begun.wait(ENOUGH)
+        worker_.stop()
+        go.set()
+        eventually(lambda: tallies)
+    assert tallies == [Tally(retried=1)]
+    (message,) = stored(transport.store, "jobs")
+    assert message.headers[FAILURES] == 1
+
+
+@pytest.mark.parametrize("willing", [True, False])
+def test_stop_now_hands_back_what_runs(willing: bool) -> None:
+    """Also a task whose handler noticed and returned: nobody knows whether it was done."""
+    transport = MemoryTransport()
+    ids = filled(transport, 2)
+    begun, end = threading.Event(), threading.Event()
+
+    def handle(job: Job[Any]) -> None:
+        begun.set()
+        if willing:
+            assert job.lost.wait(ENOUGH)
+        else:
+            end.wait(ENOUGH)
+
+    worker_ = Worker(queue_on(transport), handle)
+    with running(worker_) as tallies:
+        assert begun.wait(ENOUGH)
+        worker_.stop(now=True)
+        eventually(lambda: tallies)
+    end.set()
+    assert tallies == [Tally(handed_back=1)]
+    assert sorted(stored_ids(transport.store, "jobs")) == sorted(ids)
+    seen: list[tuple[int, bool]] = []
+    Worker(queue_on(transport), lambda job: seen.append((job.attempt, job.redelivered))).run(
+        until_empty=True
+    )
+    assert sorted(seen) == [(1, False), (1, True)]
+
+
+def test_grace_comes_to_an_end() -> None:
+    """What still runs when it is over is told, and handed back."""
+    transport = MemoryTransport()
+    filled(transport, 1)
+    told: list[bool] = []
+    worker_ = Worker(queue_on(transport), lambda job: told.append(job.lost.wait(ENOUGH)), grace=0.2)
+    with running(worker_) as tallies:
+        eventually(lambda: transport.stats("jobs").in_flight == 1)
+        worker_.stop()
+        eventually(lambda: tallies)
+    assert tallies == [Tally(handed_back=1)]
+    assert told == [True]
+    assert len(stored(transport.store, "jobs")) == 1
+
+
+def test_stopping_a_worker_that_looks_for_its_broker() -> None:
+    """It does not wait for the next try."""
+    with running(Worker(queue_on(Opening(*[ConnectionLost("nobody answers")] * 1_000)), print)):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(number: signal.Signals) -> None:
+    """The first one finishes what runs; afterwards signals are whose they were before."""
+    transport = MemoryTransport()
+    filled(transport, 3)
+    before = signal.getsignal(number)
+
+    def handle(job: Job[Any]) -> None:
+        os.kill(os.getpid(), number)
+
+    tally = Worker(queue_on(transport), handle).run()
+    assert (tally.done, tally.forced) == (1, None)
+    assert len(stored(transport.store, "jobs")) == 2
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_stops_now() -> None:
+    """And the tally says which it was."""
+    transport = MemoryTransport()
+    filled(transport, 3)
+
+    def handle(job: Job[Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        shift = worker_.shift
+        eventually(lambda: shift and shift.stops, what="the first signal")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert job.lost.wait(ENOUGH)
+
+    worker_ = Worker(queue_on(transport), handle)
+    tally = worker_.run()
+    assert (tally.handed_back, tally.forced) == (1, signal.SIGINT)
+    assert len(stored(transport.store, "jobs")) == 3
+
+
+# -- what fails under a worker -----------------------------------------------------------------
+
+
+def work_through(transport: FaultyTransport, memory: MemoryTransport, ids: list[str]) -> None:
+    """Every task is handled, and again only if it says that it was lent before."""
+    handled: list[tuple[str | None, bool]] = []
+    lock = threading.Lock()
+
+    def handle(job: Job[Any]) -> None:
+        with lock:
+            handled.append((job.id, job.redelivered))
+
+    Worker(queue_on(transport), handle, concurrency=2).run(until_empty=True)
+    # A task that was lost may end after its worker.
+    eventually(lambda: {id_ for id_, _ in handled} == set(ids), what="every task handled")
+    unflagged = Counter(id_ for id_, redelivered in handled if not redelivered)
+    assert all(count == 1 for count in unflagged.values())
+    assert done(memory)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+@pytest.mark.parametrize("call", ["declare", "consumer", "receive", "settle", "pause"])
+def test_each_call_may_fail_once(call: str, nth: int, after: bool) -> None:
+    """Nothing is lost, nothing stays behind, and what is done twice is flagged."""
+    memory = MemoryTransport()
+    ids = filled(memory, 6)
+    transport = FaultyTransport(memory, Fault(call, nth, after=after))
+    work_through(transport, memory, ids)
+
+
+def test_many_calls_may_fail() -> None:
+    """The same, with a cut in every third turn."""
+    memory = MemoryTransport()
+    ids = filled(memory, 10)
+    faults = [Fault("receive", nth) for nth in range(3, 12, 3)]
+    faults += [Fault("settle", nth, after=nth % 2 == 0) for nth in range(1, 6, 2)]
+    work_through(FaultyTransport(memory, *faults), memory, ids)
+
+
+class Losing(MemoryTransport):
+    """A broker that takes single deliveries back when `take_back` is set, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.take_back = threading.Event()
+        self.settled: list[Delivery] = []
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        return LosingConsumer(self, queue, prefetch)
+
+
+class LosingConsumer(MemoryConsumer):
+    def __init__(self, transport: Losing, queue: str, prefetch: int) -> None:
+        super().__init__(transport.store, queue, prefetch)
+        self.transport = transport
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        if self.transport.take_back.is_set():
+            self.transport.take_back.clear()
+            with self.store.changed:
+                lost = list(self.out)
+                for delivery in lost:
+                    self.give_back(self.out.pop(delivery))
+            raise DeliveriesLost("too slow", lost)
+        return super().receive(limit, min(timeout, 0.05))
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        super().settle(outcomes)
+        self.transport.settled += [outcome.delivery for outcome in outcomes]
+
+
+def test_a_lost_delivery() -> None:
+    """Its handler is told, its ending settles nothing, and the task is done by another run."""
+    transport = Losing()
+    filled(transport, 1)
+    told: list[bool] = []
+    lost: list[Any] = []
+
+    def handle(job: Job[Any]) -> None:
+        if not job.redelivered:
+            transport.take_back.set()
+            told.append(job.lost.wait(ENOUGH))
+            lost.append(job.lost)
+
+    tally = Worker(queue_on(transport), handle, concurrency=2).run(until_empty=True)
+    assert told == [True]
+    assert bool(lost[0]) is True
+    assert tally == Tally(done=1, lost=1)
+    assert [delivery.redelivered for delivery in transport.settled] == [True]
+    assert done(transport)
+
+
+def test_a_lost_task_keeps_its_slot() -> None:
+    """While its thread still runs, nothing else is begun in its place."""
+    transport = Losing()
+    filled(transport, 1)
+    gate = Gate()
+    with running(Worker(queue_on(transport), gate)):
+        eventually(lambda: gate.inside)
+        transport.take_back.set()
+        eventually(lambda: gate.inside[0].lost)
+        assert transport.stats("jobs").ready == 1
+        gate.open.set()
+        eventually(lambda: done(transport))
+    assert len(gate.inside) == 2
+
+
+def test_a_delivery_lost_while_all_is_stopped() -> None:
+    """It is not handed back a second time, and the worker ends as it was told to."""
+    transport = Losing()
+    filled(transport, 1)
+    begun = threading.Event()
+
+    def handle(job: Job[Any]) -> None:
+        begun.set()
+        assert job.lost.wait(ENOUGH)
+        transport.take_back.set()
+        time.sleep(0.2)
+
+    worker_ = Worker(queue_on(transport), handle)
+    with running(worker_) as tallies:
+        assert begun.wait(ENOUGH)
+        worker_.stop(now=True)
+        eventually(lambda: tallies, what="the end of the shift")
+    assert tallies == [Tally(lost=1)]
+    assert len(stored(transport.store, "jobs")) == 1
+
+
+def test_a_lost_consumer_loses_what_ran() -> None:
+    """The handlers are told, and what they did settles nothing on the next consumer."""
+    memory = MemoryTransport()
+    filled(memory, 1)
+    told: list[bool] = []
+
+    def handle(job: Job[Any]) -> None:
+        if not job.redelivered:
+            told.append(job.lost.wait(ENOUGH))
+
+    transport = FaultyTransport(memory, Fault("receive", 2))
+    tally = Worker(queue_on(transport), handle).run(until_empty=True)
+    assert told == [True]
+    assert tally == Tally(done=1, lost=1)
+    assert done(memory)
+
+
+# -- connecting --------------------------------------------------------------------------------
+
+
+class Opening(MemoryTransport):
+    """Its consumers fail to open as `errors` say, and may be cut off when they are open."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = deque(errors)
+        self.opened: list[MemoryConsumer] = []
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        if self.errors:
+            raise self.errors.popleft()
+        self.opened.append(super().consumer(queue, prefetch))
+        return self.opened[-1]
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
+    """What the worker has said that contains a word."""
+    caplog.set_level(logging.INFO, "workqueue.worker")
+    return lambda word: [message for message in caplog.messages if word in message]
+
+
+def test_a_broker_that_is_not_there_yet(told: Callable[[str], list[str]]) -> None:
+    """It is waited for, and each wait is said, with the reason and how long."""
+    transport = Opening(ConnectionLost("nobody answers"), ConsumerLost("gone at once"))
+    filled(transport, 1)
+    assert Worker(queue_on(transport), print).run(until_empty=True).done == 1
+    first, second = told("trying again in")
+    assert "nobody answers" in first
+    assert "gone at once" in second
+
+
+@pytest.mark.parametrize(
+    "error", [AccessRefused("not you"), StorageError("disk full"), ConfigError("no such thing")]
+)
+def test_what_cannot_get_better_ends_a_worker_at_its_start(error: Exception) -> None:
+    """At once, as it is."""
+    transport = Declining(error)
+    began = time.monotonic()
+    with pytest.raises(type(error), match=str(error)):
+        Worker(queue_on(transport), print).run()
+    assert time.monotonic() - began < ENOUGH
+
+
+class Declining(MemoryTransport):
+    """Refuses whoever comes."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def declare(self, *_arguments: Any, **_options: Any) -> bool:
+        raise self.error
+
+
+def test_a_queue_with_other_parameters_ends_a_worker() -> None:
+    """It would work on something else than it was told to."""
+    transport = MemoryTransport()
+    queue_on(transport, max_length=5).declare()
+    with pytest.raises(QueueMismatch):
+        Worker(queue_on(transport, max_length=6), print).run()
+
+
+@pytest.mark.parametrize("error", [AccessRefused("not you"), StorageError("disk full")])
+def test_a_worker_that_was_let_in_once_goes_on_trying(
+    error: Exception, told: Callable[[str], list[str]]
+) -> None:
+    """Passwords are changed and disks are freed: it says so, and waits until it is told to stop."""
+    transport = Opening()
+    with running(Worker(queue_on(transport), print)) as tallies:
+        consumer = eventually(lambda: transport.opened)[0]
+        transport.errors.extend([error] * 1_000)
+        consumer.close()
+        consumer.wake()
+        (line,) = eventually(lambda: told("trying again in"))
+        assert str(error) in line
+        assert tallies == []
+    assert tallies == [Tally()]
+
+
+def test_a_refused_worker_does_not_hammer(told: Callable[[str], list[str]]) -> None:
+    """Five seconds at least between two tries with a password that is wrong."""
+    shift = worker.Shift(
+        Worker(queue_on(MemoryTransport()), print), until_empty=False, max_messages=1
+    )
+
+    class State:
+        attempt_number = 1
+
+        class outcome:  # noqa: N801 - tenacity's own names
+            @staticmethod
+            def exception() -> Exception:
+                return AccessRefused("not you")
+
+    assert shift.wait_before_next(State) >= 5.0
+
+
+def test_a_deleted_queue_is_made_again(told: Callable[[str], list[str]]) -> None:
+    """Whoever still sends to it expects it to be worked on."""
+    transport = Opening()
+    seen: list[Any] = []
+    with running(Worker(queue_on(transport), lambda job: seen.append(job.payload))):
+        eventually(lambda: transport.opened)
+        transport.delete("jobs")
+        eventually(lambda: len(transport.opened) == 2)
+        assert told("was deleted: making it again")
+        Producer(queue_on(transport)).send("after")
+        eventually(lambda: seen == ["after"])
+
+
+def test_a_connection_is_not_shared_with_senders() -> None:
+    """A worker closes its own consumer in the end, and nothing else."""
+    transport = Opening()
+    filled(transport, 1)
+    Worker(queue_on(transport), print).run(until_empty=True)
+    assert [consumer.closed for consumer in transport.opened] == [True]
+    filled(transport, 1)
+
+
+# -- runners and arguments ---------------------------------------------------------------------
+
+
+class Doomed(ThreadRunner):
+    """A runner that can run nothing any more once it was given a task."""
+
+    def endings(self) -> list[Ending]:
+        if self.running:
+            raise HandlerNotFound("the handler is gone")
+        return []
+
+
+def test_a_handler_that_is_gone_ends_the_worker() -> None:
+    """What was taken goes back at once."""
+    transport = MemoryTransport()
+    ids = filled(transport, 1)
+    gate = Gate()
+    with pytest.raises(HandlerNotFound, match="is gone"):
+        Worker(queue_on(transport), runner=Doomed(gate)).run()
+    gate.open.set()
+    assert stored_ids(transport.store, "jobs") == ids
+    assert transport.stats("jobs").consumers == 0
+
+
+def test_a_runner_that_cannot_start_leaves_the_queue_alone() -> None:
+    """HandlerNotFound comes before anything is taken."""
+    transport = Opening()
+    filled(transport, 1)
+
+    class Missing(ThreadRunner):
+        def start(self, slots: int, ring: Callable[[], None]) -> None:
+            raise HandlerNotFound("no such module")
+
+    with pytest.raises(HandlerNotFound):
+        Worker(queue_on(transport), runner=Missing(print)).run()
+    assert transport.opened == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "attempt", "outcome"),
+    [
+        (Verdict.DONE, 1, "Ack"),
+        (Verdict.DONE, 9, "Ack"),
+        (Verdict.STOPPED, 1, "Requeue"),
+        (Verdict.STOPPED, 9, "Requeue"),
+        (Verdict.REJECTED, 1, "Reject"),
+        (Verdict.FAILED, 1, "Retry"),
+        (Verdict.FAILED, 4, "Retry"),
+        (Verdict.FAILED, 5, "Reject"),
+        (Verdict.FAILED, 9, "Reject"),
+    ],
+)
+def test_every_ending_has_an_outcome(verdict: Verdict, attempt: int, outcome: str) -> None:
+    """Being stopped is not the task's fault; the fifth failure is the last."""
+    delivery = Delivery(message=Message(body=b"", id=new_id()), queue="jobs", attempt=attempt)
+    judged = worker.judge(Ending(delivery, verdict, "why", "traceback"), max_attempts=5)
+    assert type(judged).__name__ == outcome
+    assert judged.delivery is delivery
+    assert getattr(judged, "reason", "why") == "why"
+    assert not isinstance(judged, Ack) or verdict is Verdict.DONE
+
+
+@pytest.mark.parametrize(
+    ("given", "prefetch"), [(None, 3), (0, 0), (1, 3), (3, 3), (10, 10)], ids=str
+)
+def test_prefetch_is_at_least_a_message_per_slot(given: int | None, prefetch: int) -> None:
+    """0 is unlimited, and none is one per slot."""
+    assert (
+        Worker(queue_on(MemoryTransport()), print, concurrency=3, prefetch=given).prefetch
+        == prefetch
+    )
+
+
+async def a_coroutine(job: Job[Any]) -> None:
+    """Cannot be run in a thread."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "options"),
+    [
+        (print, {"concurrency": 0}),
+        (print, {"max_attempts": 0}),
+        (print, {"prefetch": -1}),
+        (print, {"runner": "greenlet"}),
+        (None, {}),
+        (7, {}),
+        (a_coroutine, {}),
+        ("no_colon", {}),
+        ("json:no_such_function", {}),
+        (lambda job: None, {"runner": "process"}),
+    ],
+)
+def test_workers_that_cannot_be(handler: Any, options: dict[str, Any]) -> None:
+    """ConfigError when they are made, not when they run."""
+    with pytest.raises(ConfigError):
+        Worker(queue_on(MemoryTransport()), handler, **options)

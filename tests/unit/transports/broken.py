@@ -1,0 +1,919 @@
+"""Memory drivers that each break a promise of the seam, by the suite test that must notice.
+
+Each is the lie of a plausible driver: a window that overflows, an acknowledgement that covers too
+much, a count that is never asked for. `BROKEN` maps the name of a suite test to the transports
+that it must fail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from workqueue.errors import (
+    ConnectionLost,
+    ConsumerLost,
+    NotSent,
+    QueueFull,
+    QueueMismatch,
+    QueueNotFound,
+    Unroutable,
+)
+from workqueue.message import Delivery, Message, new_id
+from workqueue.transport import (
+    DEAD_SUFFIX,
+    Ack,
+    Outcome,
+    QueueSpec,
+    QueueStats,
+    Reject,
+    Requeue,
+    Retry,
+)
+from workqueue.transports.copies import retry_copy
+from workqueue.transports.memory import (
+    Entry,
+    MemoryConsumer,
+    MemoryPublisher,
+    MemoryTransport,
+    Shelf,
+)
+
+BROKEN: dict[str, list[type[MemoryTransport]]] = {}
+
+Part = TypeVar("Part", bound=type[MemoryTransport] | type[MemoryPublisher] | type[MemoryConsumer])
+
+
+def breaks(test: str) -> Callable[[Part], Part]:
+    """Register a broken part, in a transport that is whole otherwise, as one that `test` fails."""
+
+    def register(part: Part) -> Part:
+        BROKEN.setdefault(test, []).append(transport_of(part))
+        return part
+
+    return register
+
+
+def transport_of(
+    part: type[MemoryTransport | MemoryPublisher | MemoryConsumer],
+) -> type[MemoryTransport]:
+    if issubclass(part, MemoryTransport):
+        return part
+    made: dict[str, Any] = {"__doc__": part.__doc__}
+    if issubclass(part, MemoryPublisher):
+        made["publisher"] = lambda self: part(self.store)
+    else:
+        made["consumer"] = lambda self, queue, prefetch: part(self.store, queue, prefetch)
+    return type(part.__name__, (MemoryTransport,), made)
+
+
+# -- declare -----------------------------------------------------------------------------------
+
+
+@breaks("test_declaring_twice")
+class AlwaysMadeIt(MemoryTransport):
+    """Says that each declaration made the queue."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        super().declare(spec, dry_run=dry_run)
+        return True
+
+
+@breaks("test_declaring_twice")
+class RefusesToDeclareTwice(MemoryTransport):
+    """Takes a queue that is there for an error."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        if not super().declare(spec, dry_run=dry_run):
+            raise QueueMismatch(spec.name, {})
+        return True
+
+
+@breaks("test_declaring_twice")
+class DeclaresAfresh(MemoryTransport):
+    """Makes an empty queue in the place of the one that is there."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        with self.store.changed:
+            kept = self.store.shelves.pop(spec.name, None)
+            super().declare(spec, dry_run=dry_run)
+        return kept is None
+
+
+@breaks("test_a_name_alone_takes_the_queue_as_it_is")
+class ComparesWhatWasNotAsked(MemoryTransport):
+    """Takes "not asked" for "not set"."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        shelf = self.store.shelves.get(spec.name)
+        if shelf and shelf.spec.max_length != spec.max_length:
+            wanted_and_found = (spec.max_length, shelf.spec.max_length)
+            raise QueueMismatch(spec.name, {"max length": wanted_and_found})
+        return super().declare(spec, dry_run=dry_run)
+
+
+@breaks("test_other_parameters_are_a_mismatch")
+class ComparesNothing(MemoryTransport):
+    """Takes any queue of the name for the one that was asked for."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        if spec.name in self.store.shelves:
+            return False
+        return super().declare(spec, dry_run=dry_run)
+
+
+@breaks("test_other_parameters_are_a_mismatch")
+class TellsTheDifferenceBackwards(MemoryTransport):
+    """Tells what is there as what was wanted."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        try:
+            return super().declare(spec, dry_run=dry_run)
+        except QueueMismatch as error:
+            backwards = {name: (b, a) for name, (a, b) in error.differences.items()}
+            raise QueueMismatch(spec.name, backwards) from error
+
+
+@breaks("test_a_dry_run_makes_nothing")
+class DryRunsForReal(MemoryTransport):
+    """Makes the queue that it was only asked about."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        return super().declare(spec)
+
+
+@breaks("test_a_dry_run_makes_nothing")
+class DryRunsWithoutLooking(MemoryTransport):
+    """Says that all is well with a queue that is not like that."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        if dry_run:
+            return spec.name not in self.store.shelves
+        return super().declare(spec)
+
+
+@breaks("test_the_dead_letter_queue_is_a_queue")
+class MakesDeadLettersLater(MemoryTransport):
+    """Has no dead-letter queue until the first one dies."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        made = super().declare(spec, dry_run=dry_run)
+        if made:
+            self.store.shelves.pop(spec.name + DEAD_SUFFIX, None)
+        return made
+
+
+# -- publish -----------------------------------------------------------------------------------
+
+
+@breaks("test_publishing_nothing")
+class WantsAMessage(MemoryPublisher):
+    """Takes an empty batch for a failure."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        if not messages:
+            raise NotSent("nothing to send")
+        super().publish(queue, messages, timeout)
+
+
+@breaks("test_order_is_kept")
+class SendsTheLastFirst(MemoryPublisher):
+    """Works its batch off from the end."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, messages[::-1], timeout)
+
+
+@breaks("test_many_messages_in_one_call")
+class OverflowsItsWindow(MemoryPublisher):
+    """Forgets what did not fit into its window."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, messages[:1000], timeout)
+
+
+@breaks("test_properties_travel")
+class KnowsFewProperties(MemoryPublisher):
+    """Leaves out a property that its author never used."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        kept = [dataclasses.replace(message, reply_to=None) for message in messages]
+        super().publish(queue, kept, timeout)
+
+
+@breaks("test_properties_travel")
+class FlattensHeaders(MemoryPublisher):
+    """Makes text of every header."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        flat = [
+            dataclasses.replace(
+                message, headers={name: str(value) for name, value in message.headers.items()}
+            )
+            for message in messages
+        ]
+        super().publish(queue, flat, timeout)
+
+
+@breaks("test_bodies_of_any_size")
+class CutsLongBodies(MemoryPublisher):
+    """Takes one buffer of a body, and forgets the rest."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        cut = [dataclasses.replace(message, body=message.body[:65536]) for message in messages]
+        super().publish(queue, cut, timeout)
+
+
+@breaks("test_bodies_of_any_size")
+class SkipsEmptyBodies(MemoryPublisher):
+    """Takes an empty body for no message."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, [message for message in messages if message.body], timeout)
+
+
+@breaks("test_any_bytes_and_any_headers")
+class ThinksBodiesAreText(MemoryPublisher):
+    """Sends a body through UTF-8."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        text = [
+            dataclasses.replace(message, body=message.body.decode("utf-8", "replace").encode())
+            for message in messages
+        ]
+        super().publish(queue, text, timeout)
+
+
+@breaks("test_any_bytes_and_any_headers")
+class KeepsIntegersInThirtyTwoBits(MemoryPublisher):
+    """Cuts a large number in a header."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        cut = [
+            dataclasses.replace(
+                message,
+                headers={
+                    name: value % 2**32 if type(value) is int else value
+                    for name, value in message.headers.items()
+                },
+            )
+            for message in messages
+        ]
+        super().publish(queue, cut, timeout)
+
+
+@breaks("test_a_missing_queue_is_unroutable")
+class SendsIntoTheVoid(MemoryPublisher):
+    """Calls it sent when no queue took it: a confirm without the return."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        if queue in self.store.shelves:
+            super().publish(queue, messages, timeout)
+
+
+@breaks("test_a_missing_queue_is_unroutable")
+class NamesOneOfMany(MemoryPublisher):
+    """Names the first message that failed, and lets the sender believe in the others."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        try:
+            super().publish(queue, messages, timeout)
+        except NotSent as error:
+            error.failures = error.failures[:1]
+            raise
+
+
+@breaks("test_a_missing_queue_is_unroutable")
+class CallsAMissingQueueFull(MemoryPublisher):
+    """Gives a cause that is not the cause."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        try:
+            super().publish(queue, messages, timeout)
+        except NotSent as error:
+            error.failures = [
+                (message, QueueFull("no room") if isinstance(cause, Unroutable) else cause)
+                for message, cause in error.failures
+            ]
+            raise
+
+
+@breaks("test_a_full_queue_refuses")
+class DropsTheOldest(MemoryPublisher):
+    """Makes room by dropping what it had promised to keep."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        shelf = self.store.shelves[queue]
+        for message in messages:
+            while shelf.spec.max_length is not None and len(shelf.ready) >= shelf.spec.max_length:
+                heapq.heappop(shelf.ready)
+            super().publish(queue, [message], timeout)
+
+
+@breaks("test_a_full_queue_refuses")
+class KnowsNoBound(MemoryPublisher):
+    """Puts more into a queue than it was asked to hold."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        with self.store.changed:
+            for message in messages:
+                self.store.put(self.store.shelf(queue), message)
+
+
+@breaks("test_a_full_queue_refuses")
+class RefusesWhatItKept(MemoryPublisher):
+    """Names all of a batch when a part of it did not fit."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        try:
+            super().publish(queue, messages, timeout)
+        except NotSent as error:
+            error.failures = [(message, QueueFull("no room")) for message in messages]
+            raise
+
+
+@breaks("test_publishers_in_threads")
+class LosesUpdates(MemoryPublisher):
+    """Reads what is there, adds to it and writes it back, without a lock."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        shelf = self.store.shelf(queue)
+        seen = list(shelf.ready)
+        time.sleep(0.05)
+        shelf.ready = seen
+        super().publish(queue, messages, timeout)
+
+
+# -- receive -----------------------------------------------------------------------------------
+
+
+@breaks("test_no_consumer_without_a_queue")
+class MakesQueuesInPassing(MemoryTransport):
+    """Waits for ever at a queue whose name was misspelt."""
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        self.declare(QueueSpec(name=queue))
+        return super().consumer(queue, prefetch)
+
+
+class Rewriting(MemoryConsumer):
+    """Hands out its deliveries as `rewrite` has them."""
+
+    def rewrite(self, delivery: Delivery) -> Delivery:
+        raise NotImplementedError
+
+    def take(self, limit: int) -> list[Delivery]:
+        taken = []
+        for delivery in super().take(limit):
+            rewritten = self.rewrite(delivery)
+            self.out[rewritten] = self.out.pop(delivery)
+            taken.append(rewritten)
+        return taken
+
+
+@breaks("test_a_first_delivery")
+class CountsFromZero(Rewriting):
+    """Calls the first attempt the zeroth."""
+
+    def rewrite(self, delivery: Delivery) -> Delivery:
+        return dataclasses.replace(delivery, attempt=delivery.attempt - 1)
+
+
+@breaks("test_a_first_delivery")
+class CallsAllRedelivered(Rewriting):
+    """Flags what nobody has seen."""
+
+    def rewrite(self, delivery: Delivery) -> Delivery:
+        return dataclasses.replace(delivery, redelivered=True)
+
+
+@breaks("test_each_message_goes_to_one_consumer")
+class TellsEverybody(MemoryConsumer):
+    """Hands each message to every consumer, as a topic does."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        taken = super().take(limit)
+        for other in self.shelf.consumers - {self}:
+            for delivery in taken:
+                other.give_back(self.out[delivery])
+        return taken
+
+
+@breaks("test_receive_gives_up")
+class NeverWaits(MemoryConsumer):
+    """Returns at once when there is nothing: a worker would spin."""
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        return super().receive(limit, 0)
+
+
+@breaks("test_receive_waits_for_a_message")
+class LooksOnce(MemoryConsumer):
+    """Sleeps through what arrives while it waits."""
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        if taken := super().receive(limit, 0):
+            return taken
+        time.sleep(timeout)
+        return []
+
+
+@breaks("test_prefetch_bounds_what_is_out")
+class Hoards(MemoryConsumer):
+    """Holds as many as it is asked for."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        self.prefetch = 0
+        return super().take(limit)
+
+
+@breaks("test_a_held_message_does_not_block_others")
+class WaitsForTheOthers(MemoryConsumer):
+    """Hands nothing out while another consumer holds something."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        if any(other.out for other in self.shelf.consumers if other is not self):
+            return []
+        return super().take(limit)
+
+
+@breaks("test_limit_zero_takes_nothing")
+class TakesZeroForUnlimited(MemoryConsumer):
+    """Hands work to a worker whose slots are busy."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        return super().take(limit or 100)
+
+
+@breaks("test_wake_ends_the_wait")
+class SleepsThrough(MemoryConsumer):
+    """Does not hear its bell."""
+
+    def wake(self) -> None:
+        pass
+
+
+@breaks("test_wake_is_remembered")
+class ForgetsTheBell(MemoryConsumer):
+    """Hears its bell only while it waits."""
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        self.woken = False
+        return super().receive(limit, timeout)
+
+
+@breaks("test_wake_is_remembered")
+class CountsTheRings(MemoryConsumer):
+    """Returns once for each ring."""
+
+    rings = 0
+
+    def wake(self) -> None:
+        with self.store.changed:
+            self.rings += 1
+        super().wake()
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        with self.store.changed:
+            self.woken = self.rings > 0
+            self.rings -= self.woken
+        return super().receive(limit, timeout)
+
+
+# -- settle ------------------------------------------------------------------------------------
+
+
+@breaks("test_acked_is_gone")
+class ForgetsAcks(MemoryConsumer):
+    """Keeps its acknowledgements to itself, and they are gone when it is."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Ack):
+            self.acked = [*getattr(self, "acked", []), self.out[outcome.delivery]]
+        super().settle_one(outcome)
+
+    def close(self) -> None:
+        with self.store.changed:
+            for entry in getattr(self, "acked", []):
+                self.give_back(entry)
+            self.acked: list[Entry] = []
+        super().close()
+
+
+@breaks("test_acked_is_gone")
+class CountsAckedAsOut(MemoryConsumer):
+    """Never comes down to nothing unsettled: its worker could not leave."""
+
+    most = 0
+
+    @property
+    def unsettled(self) -> int:
+        self.most = max(self.most, len(self.out), 1)
+        return self.most
+
+
+@breaks("test_received_is_not_settled")
+class AcksWhatItHandsOut(MemoryConsumer):
+    """Forgets a message once it has handed it out."""
+
+    def close(self) -> None:
+        self.out.clear()
+        super().close()
+
+
+@breaks("test_requeue_is_not_an_attempt")
+class CountsHandingBack(MemoryConsumer):
+    """Takes what was handed back for a failed attempt."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        super().settle_one(Retry(outcome.delivery) if isinstance(outcome, Requeue) else outcome)
+
+
+@breaks("test_requeue_is_not_an_attempt")
+class HidesHandingBack(MemoryConsumer):
+    """Hands out again as if for the first time."""
+
+    def give_back(self, entry: Entry) -> None:
+        super().give_back(entry)
+        entry.redelivered = False
+
+
+class Copying(MemoryConsumer):
+    """Puts on a Retry what `copy` makes of it."""
+
+    def copy(self, delivery: Delivery) -> Message:
+        raise NotImplementedError
+
+    def settle_one(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Retry):
+            self.store.put(self.shelf, self.copy(outcome.delivery))
+            del self.out[outcome.delivery]
+        else:
+            super().settle_one(outcome)
+
+
+@breaks("test_retry_counts")
+class NeverCounts(Copying):
+    """Tries again for ever, each time for the first time."""
+
+    def copy(self, delivery: Delivery) -> Message:
+        return delivery.message
+
+
+@breaks("test_retry_counts")
+class RetriesUnderAnotherName(Copying):
+    """Gives the copy an id of its own."""
+
+    def copy(self, delivery: Delivery) -> Message:
+        return dataclasses.replace(retry_copy(delivery), id=new_id())
+
+
+@breaks("test_retry_counts")
+class BlanksHeaders(Copying):
+    """Loses what the sender wrote into the headers."""
+
+    def copy(self, delivery: Delivery) -> Message:
+        copied = retry_copy(delivery)
+        headers = {
+            name: value if name.startswith("workqueue-") else None
+            for name, value in copied.headers.items()
+        }
+        return dataclasses.replace(copied, headers=headers)
+
+
+@breaks("test_reject_sets_aside")
+class DropsTheRejected(MemoryConsumer):
+    """Takes a rejected message for a finished one."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        super().settle_one(Ack(outcome.delivery) if isinstance(outcome, Reject) else outcome)
+
+
+@breaks("test_reject_sets_aside")
+class KeepsTheRejected(MemoryConsumer):
+    """Sets a copy aside and hands the original out again."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Reject):
+            self.give_back(self.out[outcome.delivery])
+        super().settle_one(outcome)
+
+
+@breaks("test_reject_sets_aside")
+class SetsAsideWithoutAWord(MemoryConsumer):
+    """Loses the reason."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        super().settle_one(Reject(outcome.delivery, "") if isinstance(outcome, Reject) else outcome)
+
+
+@breaks("test_a_foreign_message_gets_an_id_with_its_copy")
+class LeavesCopiesNameless(Copying):
+    """Copies the id that is not there."""
+
+    def copy(self, delivery: Delivery) -> Message:
+        return dataclasses.replace(retry_copy(delivery), id=delivery.message.id)
+
+
+@breaks("test_a_mixed_batch")
+class SettlesAllAlike(MemoryConsumer):
+    """Takes the first outcome of a batch for all of them."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        kind = type(outcomes[0]) if outcomes else Ack
+        if kind is Reject:
+            return super().settle(outcomes)
+        return super().settle([kind(outcome.delivery) for outcome in outcomes])
+
+
+@breaks("test_a_mixed_batch")
+class AcksAllUpTo(MemoryConsumer):
+    """Takes an acknowledgement for all that was received before, too."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        received = list(self.out)
+        done = [received.index(o.delivery) for o in outcomes if isinstance(o, Ack)]
+        covered = received[: max(done, default=-1) + 1]
+        super().settle([Ack(o.delivery) if o.delivery in covered else o for o in outcomes])
+
+
+@breaks("test_settling_twice")
+class ForgivesASecondWord(MemoryConsumer):
+    """Ignores what it does not know."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        super().settle([outcome for outcome in outcomes if outcome.delivery in self.out])
+
+
+@breaks("test_settling_twice")
+class SettlesUntilItStumbles(MemoryConsumer):
+    """Notices the second word when the rest of the batch is settled already."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            super().settle([outcome])
+
+
+class Numbering(MemoryConsumer):
+    """Knows its deliveries by their number, which begins at one in each consumer."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        taken = []
+        for delivery in super().take(limit):
+            self.number = getattr(self, "number", 0) + 1
+            numbered = dataclasses.replace(delivery, receipt=self.number)
+            self.out[numbered] = self.out.pop(delivery)
+            taken.append(numbered)
+        return taken
+
+
+@breaks("test_deliveries_belong_to_their_consumer")
+class SettlesByNumber(Numbering):
+    """Takes another consumer's delivery for the one of its own with that number."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        mine = {delivery.receipt: delivery for delivery in self.out}
+        super().settle(
+            [
+                dataclasses.replace(outcome, delivery=mine[outcome.delivery.receipt])
+                if outcome.delivery.receipt in mine
+                else outcome
+                for outcome in outcomes
+            ]
+        )
+
+
+@breaks("test_deliveries_belong_to_their_consumer")
+class SettlesAfterItsEnd(MemoryConsumer):
+    """Takes an acknowledgement with nobody left to tell."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        if not self.closed:
+            super().settle(outcomes)
+
+
+# -- life --------------------------------------------------------------------------------------
+
+
+@breaks("test_closing_gives_back")
+class TakesItsDeliveriesAlong(MemoryConsumer):
+    """Closes with what it held."""
+
+    def give_back(self, entry: Entry) -> None:
+        pass
+
+
+@breaks("test_what_came_back_says_so")
+class HidesThatItWasOut(MemoryConsumer):
+    """Gives back as if it had never been out."""
+
+    def give_back(self, entry: Entry) -> None:
+        super().give_back(entry)
+        entry.redelivered = False
+
+
+@breaks("test_what_came_back_says_so")
+class CountsALossAsAnAttempt(MemoryConsumer):
+    """Blames the task for the end of its consumer."""
+
+    def close(self) -> None:
+        with self.store.changed:
+            for delivery, entry in self.out.items():
+                entry.message = retry_copy(delivery)
+        super().close()
+
+
+class Buffering(MemoryConsumer):
+    """Fetches as many as it may hold, and hands them out as they are asked for."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        self.buffer = getattr(self, "buffer", [])
+        if not self.paused:
+            self.buffer += super().take(self.prefetch or 1_000)
+        taken, self.buffer = self.buffer[:limit], self.buffer[limit:]
+        return taken
+
+
+@breaks("test_pause_gives_back_what_was_not_received")
+class DrainsWithFullHands(Buffering):
+    """Fetches no more, and keeps what it has fetched."""
+
+
+@breaks("test_pause_gives_back_what_was_not_received")
+class NeverPauses(MemoryConsumer):
+    """Goes on taking from the others when it should leave."""
+
+    def pause(self) -> None:
+        pass
+
+    def take(self, limit: int) -> list[Delivery]:
+        self.buffer = getattr(self, "buffer", [])
+        self.buffer += super().take(self.prefetch or 1_000)
+        taken, self.buffer = self.buffer[:limit], self.buffer[limit:]
+        return taken
+
+
+@breaks("test_a_deleted_queue_loses_its_consumers")
+class WaitsAtAGrave(MemoryConsumer):
+    """Does not notice that its queue is gone."""
+
+    def check(self) -> None:
+        if self.closed:
+            raise ConsumerLost("this consumer is closed")
+
+
+@breaks("test_a_deleted_queue_loses_its_consumers")
+class DeletesOnlyOnce(MemoryTransport):
+    """Makes an error of a queue that is not there to be deleted."""
+
+    def delete(self, queue: str) -> None:
+        with self.store.changed:
+            self.store.shelf(queue)
+        super().delete(queue)
+
+
+@breaks("test_closing_twice")
+class ClosesOnce(MemoryConsumer):
+    """Makes an error of a second close."""
+
+    def close(self) -> None:
+        self.check()
+        super().close()
+
+
+@breaks("test_closing_twice")
+class PublisherClosesOnce(MemoryPublisher):
+    """Makes an error of a second close."""
+
+    def close(self) -> None:
+        if self.closed:
+            raise ConnectionLost("this publisher is closed")
+        super().close()
+
+
+@breaks("test_closing_twice")
+class PlaysDead(MemoryConsumer):
+    """Is closed, and says that there is nothing."""
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        return [] if self.closed else super().receive(limit, timeout)
+
+
+# -- look and mend -----------------------------------------------------------------------------
+
+
+class Misreporting(MemoryTransport):
+    """Tells figures as `tell` has them."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        raise NotImplementedError
+
+    def stats(self, queue: str) -> QueueStats:
+        return self.tell(super().stats(queue))
+
+
+@breaks("test_stats_count_what_is_where")
+class SaysZeroForUnknown(Misreporting):
+    """Has nothing in flight, ever."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        return dataclasses.replace(stats, in_flight=0)
+
+
+@breaks("test_stats_count_what_is_where")
+class CountsWhatIsOutAsReady(Misreporting):
+    """Counts everything as waiting."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        assert stats.ready is not None
+        assert stats.in_flight is not None
+        return dataclasses.replace(stats, ready=stats.ready + stats.in_flight)
+
+
+@breaks("test_stats_count_what_is_where")
+class CountsAMissingQueueAsEmpty(MemoryTransport):
+    """Shows a queue that is not there."""
+
+    def stats(self, queue: str) -> QueueStats:
+        try:
+            return super().stats(queue)
+        except QueueNotFound:
+            return QueueStats(ready=0)
+
+
+@breaks("test_stats_count_the_dead")
+class SeesNoDead(Misreporting):
+    """Hides the dead letters."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        return dataclasses.replace(stats, dead=0)
+
+
+@breaks("test_what_waits_too_long_is_dead")
+class NeverExpires(MemoryTransport):
+    """Knows no time to live."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        return super().declare(dataclasses.replace(spec, ttl=None), dry_run=dry_run)
+
+
+@breaks("test_what_waits_too_long_is_dead")
+class DropsTheExpired(MemoryTransport):
+    """Expires without a trace."""
+
+    def stats(self, queue: str) -> QueueStats:
+        shelf = self.store.shelves.get(queue)
+        if shelf and shelf.spec.ttl:
+            shelf.ready.clear()
+        return super().stats(queue)
+
+
+@breaks("test_what_waits_too_long_is_dead")
+class ExpiresAndHandsOut(MemoryTransport):
+    """Sets a copy of the expired aside, and works on it all the same."""
+
+    def stats(self, queue: str) -> QueueStats:
+        shelf: Shelf | None = self.store.shelves.get(queue)
+        kept = [entry.message for entry in shelf.ready] if shelf else []
+        found = super().stats(queue)
+        if shelf and found.dead and kept:
+            for message in kept:
+                self.store.put(shelf, message)
+        return found
+
+
+@breaks("test_purge_drops_what_is_ready")
+class PurgesNothing(MemoryTransport):
+    """Says how many it would have dropped."""
+
+    def purge(self, queue: str) -> int:
+        return len(self.store.shelf(queue).ready)
+
+
+@breaks("test_purge_drops_what_is_ready")
+class CountsWhatIsOutAsDropped(MemoryTransport):
+    """Says that it dropped what somebody is working on."""
+
+    def purge(self, queue: str) -> int:
+        out = sum(len(consumer.out) for consumer in self.store.shelf(queue).consumers)
+        return super().purge(queue) + out
+
+
+@breaks("test_purge_drops_what_is_ready")
+class PurgesWhatIsNotThere(MemoryTransport):
+    """Drops nothing of a queue that was misspelt, and calls that success."""
+
+    def purge(self, queue: str) -> int:
+        return super().purge(queue) if queue in self.store.shelves else 0
+
+
+@breaks("test_queues_are_apart")
+class MixesQueues(MemoryPublisher):
+    """Puts each message into all queues."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        for name in [queue, *(set(self.store.shelves) - {queue})]:
+            super().publish(name, messages, timeout)

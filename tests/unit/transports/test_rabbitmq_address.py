@@ -1,0 +1,175 @@
+"""A broker's URL, taken strictly, and never repeated: it may hold the password."""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import suppress
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue.errors import ConfigError
+from workqueue.transports.rabbitmq.address import Address, parse
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("amqp://localhost", Address((("localhost", 5672),))),
+        ("AMQP://LocalHost", Address((("localhost", 5672),))),
+        ("amqp://localhost/", Address((("localhost", 5672),))),
+        ("amqps://localhost", Address((("localhost", 5671),), tls=True)),
+        ("amqp://guest@localhost", Address((("localhost", 5672),))),
+        ("amqp://u:p@h:1", Address((("h", 1),), user="u", password="p")),
+        ("amqp://u@h", Address((("h", 5672),), user="u", password="")),
+        ("amqp://u:@h", Address((("h", 5672),), user="u", password="")),
+        ("amqp://guest:@h", Address((("h", 5672),), user="guest", password="")),
+        (
+            "amqp://u%40x:p%40%3A%2F%23%25@h/v%2Fhost",
+            Address((("h", 5672),), user="u@x", password="p@:/#%", vhost="v/host"),
+        ),
+        ("amqp://h/%2F", Address((("h", 5672),))),
+        ("amqp://h/jobs", Address((("h", 5672),), vhost="jobs")),
+        ("amqp://h/caf%C3%A9", Address((("h", 5672),), vhost="café")),
+        ("amqp://[::1]:5673/x", Address((("[::1]", 5673),), vhost="x")),
+        ("amqp://127.0.0.1", Address((("127.0.0.1", 5672),))),
+        ("amqp://my_host.local", Address((("my_host.local", 5672),))),
+        (
+            "amqp://u:p@a:1,b,[::1]:2/v",
+            Address((("a", 1), ("b", 5672), ("[::1]", 2)), user="u", password="p", vhost="v"),
+        ),
+        ("amqp://h?heartbeat=60", Address((("h", 5672),), heartbeat=60.0)),
+        (
+            (
+                "amqps://h/v?cacertfile=/ca.pem&certfile=/c.pem&keyfile=/k.pem"
+                "&server_name_indication=broker"
+            ),
+            Address(
+                (("h", 5671),),
+                vhost="v",
+                tls=True,
+                cacertfile="/ca.pem",
+                certfile="/c.pem",
+                keyfile="/k.pem",
+                server_name="broker",
+            ),
+        ),
+    ],
+)
+def test_urls_that_make_sense(url: str, expected: Address) -> None:
+    """Each part is where the URI specification has it, percent-encoded or left out."""
+    assert parse(url) == expected
+
+
+BAD = [
+    "amqp:/127.0.0.1",
+    "amqp:127.0.0.1",
+    "127.0.0.1:5672",
+    "amqp://",
+    "amqp://u:SECRET@",
+    "amqp:///jobs",
+    "http://u:SECRET@h",
+    "amqpx://u:SECRET@h",
+    "amqp://u:SE#CRET@h",
+    "amqp://u:SE/CRET@h",
+    "amqp://u:SE?CRET@h",
+    "amqp://u:SE@CRET@h",
+    "amqp://u:SE:CRET@h",
+    "amqp://u:SE%CRET@h",
+    "amqp://u:SE%ffCRET@h",
+    "amqp://u:SE CRET@h",
+    "amqp://:SECRET@h",
+    "amqp://u:SECRET@h:port",
+    "amqp://u:SECRET@h:0",
+    "amqp://u:SECRET@h:65536",
+    "amqp://u:SECRET@h:",
+    "amqp://u:SECRET@h:1:2",
+    "amqp://u:SECRET@a,,b",
+    "amqp://u:SECRET@h/a/b",
+    "amqp://u:SECRET@h/v#fragment",
+    "amqp://u:SECRET@-h",
+    "amqp://u:SECRET@h h",
+    "amqp://u:SECRET@::1",
+    "amqp://u:SECRET@h?heartbeat=0",
+    "amqp://u:SECRET@h?heartbeat=nan",
+    "amqp://u:SECRET@h?heartbeat=SECRET",
+    "amqp://u:SECRET@h?heartbeat=86400",
+    "amqp://u:SECRET@h?password=SECRET",
+    "amqp://u:SECRET@h?cacertfile=/ca.pem",
+    "amqps://u:SECRET@h?keyfile=/k.pem",
+    "amqps://u:SECRET@h?verify=verify_none",
+    "amqp://u:SECRET@h\n",
+    " amqp://u:SECRET@h",
+]
+
+
+@pytest.mark.parametrize("url", BAD)
+def test_urls_that_do_not(url: str) -> None:
+    """They are refused with what is wrong and how to write it, and without a word of the URL."""
+    with pytest.raises(ConfigError) as caught:
+        parse(url)
+    told = "".join(traceback.format_exception(caught.value, limit=0)) + caught.value.hint
+    assert caught.value.hint
+    assert "SE" not in told
+    assert "CRET" not in told
+
+
+visible = st.characters(min_codepoint=33, max_codepoint=126)
+
+
+@given(url=st.builds("{}{}".format, st.sampled_from(["amqp://", "amqps://", ""]), st.text(visible)))
+def test_any_text_is_an_address_or_a_config_error(url: str) -> None:
+    """No other error."""
+    with suppress(ConfigError):
+        address = parse(url)
+        assert address.hosts
+        assert all(0 < port < 65536 for _, port in address.hosts)
+
+
+@given(
+    user=st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text),
+    password=st.text(max_size=20),
+    vhost=st.text(min_size=1, max_size=20),
+)
+def test_anything_can_be_percent_encoded(user: str, password: str, vhost: str) -> None:
+    """Any user, password and virtual host can be written."""
+    url = f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@h/{quote(vhost, safe='')}"
+    address = parse(url)
+    assert (address.user, address.password, address.vhost) == (user, password, vhost)
+
+
+def test_the_password_is_in_no_repr() -> None:
+    """Neither in that of the address, nor in what an f-string makes of it."""
+    address = parse("amqp://u:SECRET@h")
+    assert "SECRET" not in repr(address) + str(address) + f"{address}"
+    assert address.password == "SECRET"
+
+
+def test_the_password_is_in_no_error_of_a_transport() -> None:
+    """A broker that cannot be reached is named by host and port alone."""
+    from workqueue import ConnectionLost, connect
+
+    with (
+        connect("amqp://user:SECRET@127.0.0.1:1") as broker,
+        pytest.raises(ConnectionLost) as caught,
+    ):
+        broker.queue("q").stats()
+    whole = "".join(traceback.format_exception(caught.value))
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "SECRET" not in whole
+
+
+def test_tls_checks_the_host_name() -> None:
+    """The certificate is for the host that was asked for, or for the name that was given."""
+    assert parse("amqp://h").ssl_options("h") is None
+    options = parse("amqps://h").ssl_options("h")
+    assert options is not None
+    assert options["server_hostname"] == "h"
+    named = parse("amqps://[::1]?server_name_indication=broker").ssl_options("[::1]")
+    assert named is not None
+    assert named["server_hostname"] == "broker"
+    bare = parse("amqps://[::1]").ssl_options("[::1]")
+    assert bare is not None
+    assert bare["server_hostname"] == "::1"
