@@ -38,25 +38,26 @@ def encode(payload: object) -> tuple[bytes, str]:
                 return payload.encode(), TEXT
             case _:
                 body = msgspec.json.encode(payload)
+                # msgspec writes NaN and infinities as null: a number would become nothing.
+                if b"null" in body and has_nonfinite(msgspec.to_builtins(payload)):
+                    raise ValueError("JSON has no NaN and no infinity")
+                return body, JSON
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise BadPayload(f"this payload cannot be sent: {error}") from error
-    # msgspec writes NaN and infinities as null: a number would silently become nothing.
-    if b"null" in body and has_nonfinite(msgspec.to_builtins(payload)):
-        raise BadPayload("this payload cannot be sent: JSON has no NaN and no infinity")
-    return body, JSON
 
 
 def has_nonfinite(value: object) -> bool:
     """Whether a float anywhere in these JSON values is NaN or infinite."""
-    match value:
-        case float():
-            return not math.isfinite(value)
-        case dict():
-            return any(has_nonfinite(item) for item in value.values())
-        case list() | tuple():
-            return any(has_nonfinite(item) for item in value)
-        case _:
-            return False
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case float() as number if not math.isfinite(number):
+                return True
+            case dict() as table:
+                waiting += table.values()
+            case list() | tuple() as items:
+                waiting += items
+    return False
 
 
 def decode(

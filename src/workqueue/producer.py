@@ -16,6 +16,7 @@ from workqueue.errors import (
     ConnectionLost,
     NotSent,
     QueueFull,
+    TooLarge,
     Unconfirmed,
     Unroutable,
 )
@@ -30,6 +31,7 @@ CHUNK_BYTES = 4 * 1024 * 1024
 """How much `send_many` holds in memory at once."""
 
 WORTH_ANOTHER_TRY = (Unroutable, QueueFull, Unconfirmed)
+LEAVES_PUBLISHER_USABLE = (Unroutable, QueueFull, TooLarge)
 
 SLOW_SOURCE = 0.005
 """Seconds. A source that takes longer than this for its next payload is not kept waiting for it."""
@@ -142,7 +144,7 @@ class Producer:
             load.error = error
             self.hang_up()
         except BaseException:  # Ctrl-C in the middle: the connection is in an unknown state
-            load.error = ConnectionLost("interrupted while sending")
+            load.doubt(Unconfirmed("interrupted while sending"))
             self.hang_up()
             raise
         finally:
@@ -197,7 +199,7 @@ class Producer:
             self.publisher.publish(self.queue.name, list(load.pending.values()), patience)
         except NotSent as error:
             load.note(error)
-            if any(isinstance(cause, Unconfirmed) for _, cause in error.failures):
+            if not all(isinstance(cause, LEAVES_PUBLISHER_USABLE) for _, cause in error.failures):
                 self.hang_up()
         except ConnectionLost:
             self.hang_up()
@@ -241,17 +243,24 @@ class Load:
     def __init__(self, messages: Sequence[Message]) -> None:
         self.pending = {id(message): message for message in messages}
         self.causes: dict[int, NotSent] = {}
+        self.doubtful: set[int] = set()
         self.error: Exception | None = None
 
     def note(self, error: NotSent) -> None:
         """What was placed is done, and what can never be placed is done too."""
         failed = {id(message): cause for message, cause in error.failures}
         self.causes |= failed
+        self.doubtful |= {key for key, cause in failed.items() if isinstance(cause, Unconfirmed)}
         self.pending = {
             key: message
             for key, message in self.pending.items()
             if isinstance(failed.get(key), WORTH_ANOTHER_TRY)
         }
+
+    def doubt(self, cause: Unconfirmed) -> None:
+        """Nobody knows what became of what is pending."""
+        self.causes |= dict.fromkeys(self.pending, cause)
+        self.doubtful.update(self.pending)
 
     def unroutable(self) -> bool:
         return any(isinstance(self.causes.get(key), Unroutable) for key in self.pending)
@@ -260,15 +269,16 @@ class Load:
         """Why `message` was not placed, or None if it was."""
         cause = self.causes.get(id(message))
         if id(message) in self.pending:
-            return cause or Unconfirmed(str(self.error or "time is up"))
-        # A cause of the first kind belongs to a try before the one that placed it.
-        return None if isinstance(cause, WORTH_ANOTHER_TRY) else cause
+            cause = cause or Unconfirmed(str(self.error or "time is up"))
+        elif isinstance(cause, WORTH_ANOTHER_TRY):
+            return None  # of a try before the one that placed it
+        if cause and id(message) in self.doubtful and not isinstance(cause, Unconfirmed):
+            return Unconfirmed(f"an earlier try was not confirmed, the last one failed: {cause}")
+        return cause
 
     def untouched(self, message: Message) -> bool:
         """Whether `message` was never handed to a broker that might have kept it."""
-        return id(message) in self.pending and not isinstance(
-            self.causes.get(id(message)), Unconfirmed
-        )
+        return id(message) in self.pending and id(message) not in self.doubtful
 
 
 class Parcel:

@@ -78,7 +78,8 @@ def check_name(name: str) -> None:
         raise ConfigError("a queue needs a name")
     if not name.isprintable():
         raise ConfigError(f"queue name {name!r}: only printable characters")
-    if len(name.encode()) > LONGEST_NAME:
+    longest = LONGEST_NAME + len(DEAD_SUFFIX) * name.endswith(DEAD_SUFFIX)
+    if len(name.encode()) > longest:
         raise ConfigError(f"queue name {name[:20]}…: longer than {LONGEST_NAME} bytes of UTF-8")
     if name.startswith("amq."):
         raise ConfigError(f"queue name {name}: names that begin with amq. are RabbitMQ's own")

@@ -229,17 +229,20 @@ class Shift:
         """Settle what has ended, take what can be started, begin it."""
         self.heed_stops(consumer)
         self.settle(consumer)
-        try:
-            received = consumer.receive(self.room(), self.patience())
-        except DeliveriesLost as lost:
-            self.lose(lost.deliveries)
-            return
+        received = self.receive(consumer, self.room(), self.patience())
         for delivery in received:
             self.begin(consumer, delivery)
         if received:
             self.last_arrival = time.monotonic()
         elif self.empty() or self.enough():
             self.stop()
+
+    def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
+        try:
+            return consumer.receive(limit, patience)
+        except DeliveriesLost as lost:
+            self.lose(lost.deliveries)
+            return []
 
     def room(self) -> int:
         """How many more can be started now."""
@@ -342,7 +345,7 @@ class Shift:
         self.runner.stop()
         deadline = time.monotonic() + STOPPING_TIME
         while self.running and time.monotonic() < deadline:
-            consumer.receive(0, 0.1)
+            self.receive(consumer, 0, 0.1)
             self.settle(consumer)
         if self.worker.ack == "late":
             consumer.settle([self.record(Requeue(delivery)) for delivery in self.running])

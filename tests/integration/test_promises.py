@@ -6,6 +6,7 @@ The same program on the embedded file and on RabbitMQ, with the same behaviour: 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -41,7 +42,7 @@ class Promises:
         workers = [desk.start("work", *arguments) for _ in range(2)]
         assert [worker.wait().code for worker in workers] == [0, 0]
         shares = [path.read_text().split() for path in desk.folder.glob("out-*.txt")]
-        assert sorted(sum(shares, []), key=int) == numbers
+        assert sorted(itertools.chain(*shares), key=int) == numbers
         assert len(shares) == 2
         assert all(shares)
 

@@ -495,5 +495,3 @@ def test_every_publish_is_a_connection_of_its_own(vhost: Vhost) -> None:
     assert publisher.link.wire.socket is not consumer.link.wire.socket
     publisher.close()
     consumer.close()
-
-

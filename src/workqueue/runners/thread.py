@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from workqueue.message import Delivery, Lost
 from workqueue.runners.handler import Handler, check_handler, handle
-from workqueue.runners.runner import Ending
+from workqueue.runners.runner import Ending, Verdict
 
 
 class ThreadRunner:
@@ -49,8 +49,9 @@ class ThreadRunner:
         ended = []
         while self.ended:
             ending = self.ended.popleft()
-            del self.running[ending.delivery]
-            ended.append(ending)
+            # Told to stop, it may have returned with its work half done.
+            told = self.running.pop(ending.delivery)
+            ended.append(Ending(ending.delivery, Verdict.STOPPED) if told else ending)
         return ended
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:

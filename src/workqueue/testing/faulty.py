@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
 from workqueue.errors import ConnectionLost, ConsumerLost, NotSent, Unconfirmed
 from workqueue.message import Delivery, Message
 from workqueue.transport import Consumer, Outcome, Publisher, QueueSpec, QueueStats, Transport
+
+Answer = TypeVar("Answer")
 
 CALLS = (
     "declare",
@@ -51,21 +55,26 @@ class FaultyTransport:
         self.used[call] += 1
         return self.faults.get((call, self.used[call]))
 
-    def cut(self, call: str) -> None:
-        if self.due(call):
-            raise ConnectionLost(f"cut by a test at {call}")
+    def ask(self, call: str, question: Callable[[], Answer]) -> Answer:
+        """The answer, unless it is the turn of a fault."""
+        fault = self.due(call)
+        if fault is None:
+            return question()
+        if fault.after:
+            answer = question()
+            if hangs_up := getattr(answer, "close", None):
+                hangs_up()
+        raise ConnectionLost(f"cut by a test at {call}")
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
-        self.cut("declare")
-        return self.inner.declare(spec, dry_run=dry_run)
+        return self.ask("declare", lambda: self.inner.declare(spec, dry_run=dry_run))
 
     def publisher(self) -> FaultyPublisher:
-        self.cut("publisher")
-        return FaultyPublisher(self, self.inner.publisher())
+        return FaultyPublisher(self, self.ask("publisher", self.inner.publisher))
 
     def consumer(self, queue: str, prefetch: int) -> FaultyConsumer:
-        self.cut("consumer")
-        return FaultyConsumer(self, self.inner.consumer(queue, prefetch))
+        inner = self.ask("consumer", lambda: self.inner.consumer(queue, prefetch))
+        return FaultyConsumer(self, inner)
 
     def stats(self, queue: str) -> QueueStats:
         return self.inner.stats(queue)
@@ -93,7 +102,8 @@ class FaultyPublisher:
         if fault is None:
             return self.inner.publish(queue, messages, timeout)
         if fault.after:
-            self.inner.publish(queue, messages, timeout)
+            with suppress(NotSent):
+                self.inner.publish(queue, messages, timeout)
         self.inner.close()
         failures = [(message, Unconfirmed("cut by a test")) for message in messages]
         raise NotSent("cut by a test at publish", failures=failures)
@@ -129,11 +139,13 @@ class FaultyConsumer:
             self.lose("settle")
 
     def pause(self) -> None:
-        if self.transport.due("pause"):
+        fault = self.transport.due("pause")
+        if fault is None or fault.after:
+            self.inner.pause()
+        if fault:
             self.lose("pause")
-        self.inner.pause()
 
-    def lose(self, call: str) -> None:
+    def lose(self, call: str) -> NoReturn:
         self.inner.close()
         raise ConsumerLost(f"cut by a test at {call}")
 

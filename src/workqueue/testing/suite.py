@@ -118,8 +118,12 @@ class TransportSuite:
         other = f"{queue}-other"
         try:
             assert transport.declare(self.spec(other)) is True
-            assert transport.declare(self.spec(other)) is False
             assert transport.stats(other).ready == 0
+            send(transport, other, b"kept")
+            assert transport.declare(self.spec(other)) is False
+            consumer = transport.consumer(other, 1)
+            assert bodies(take(consumer, 1)) == [b"kept"]
+            consumer.close()
         finally:
             transport.delete(other)
             transport.delete(other + DEAD_SUFFIX)
@@ -291,9 +295,7 @@ class TransportSuite:
         with pytest.raises(QueueNotFound):
             transport.consumer(f"{queue}-missing", 1)
 
-    def test_a_first_delivery(
-        self, publisher: Publisher, consumer: Consumer, queue: str
-    ) -> None:
+    def test_a_first_delivery(self, publisher: Publisher, consumer: Consumer, queue: str) -> None:
         """Attempt one, not redelivered, from the queue by its name."""
         publisher.publish(queue, [message(b"x")], PATIENCE)
         delivery = take(consumer, 1)[0]
@@ -468,18 +470,17 @@ class TransportSuite:
         """Four outcomes in one call, each to its own fate."""
         publisher.publish(queue, [message(body) for body in (b"a", b"b", b"c", b"d")], PATIENCE)
         out = {delivery.message.body: delivery for delivery in take(consumer, 4)}
+        # The Ack is for the last one received: it must not cover those before it.
         consumer.settle(
-            [Ack(out[b"a"]), Retry(out[b"b"]), Reject(out[b"c"], "bad"), Requeue(out[b"d"])]
+            [Ack(out[b"d"]), Retry(out[b"b"]), Reject(out[b"c"], "bad"), Requeue(out[b"a"])]
         )
         back = {d.message.body: d.attempt for d in take_and_ack(consumer, 2)}
-        assert back == {b"b": 2, b"d": 1}
+        assert back == {b"b": 2, b"a": 1}
         dead = transport.consumer(queue + DEAD_SUFFIX, 10)
         assert pump(consumer, dead).message.body == b"c"
         dead.close()
 
-    def test_settling_twice(
-        self, publisher: Publisher, consumer: Consumer, queue: str
-    ) -> None:
+    def test_settling_twice(self, publisher: Publisher, consumer: Consumer, queue: str) -> None:
         """A second word about the same delivery is refused, and changes nothing."""
         publisher.publish(queue, [message(b"x"), message(b"y")], PATIENCE)
         first, second = take(consumer, 2)
@@ -555,9 +556,7 @@ class TransportSuite:
         assert other.receive(1, SHORT) == []
         other.close()
 
-    def test_a_deleted_queue_loses_its_consumers(
-        self, transport: Transport, queue: str
-    ) -> None:
+    def test_a_deleted_queue_loses_its_consumers(self, transport: Transport, queue: str) -> None:
         """Not a silent wait for ever."""
         consumer = transport.consumer(queue, 1)
         transport.delete(queue)

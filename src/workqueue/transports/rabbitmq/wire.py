@@ -250,6 +250,8 @@ def read_table(buffer: bytes, offset: int, depth: int) -> tuple[dict[str, Any], 
     while offset < end:
         name, offset = read_text(buffer, offset)
         table[name], offset = read_value(buffer, offset, depth)
+    if offset > end:
+        raise WireError("a value longer than its table")
     return table, end
 
 
@@ -262,6 +264,8 @@ def read_array(buffer: bytes, offset: int, depth: int) -> tuple[list[Any], int]:
     while offset < end:
         item, offset = read_value(buffer, offset, depth)
         items.append(item)
+    if offset > end:
+        raise WireError("a value longer than its array")
     return items, end
 
 
@@ -483,4 +487,6 @@ def encode_decimal(value: Decimal) -> bytes:
         number = int("".join(map(str, digits))) * (-1 if sign else 1)
         if -(2**31) <= number < 2**31:
             return b"D" + bytes((-exponent,)) + number.to_bytes(4, signed=True)
+    if not (value.is_finite() and math.isfinite(float(value))):
+        raise WireError("a Decimal like this cannot be said in AMQP")
     return b"d" + double.pack(float(value))
