@@ -9,6 +9,7 @@
     ├── BadPayload                a payload that cannot be encoded, a body that is not what it says
     ├── AccessRefused             wrong password, virtual host, certificate or permission
     ├── ConnectionLost            the broker cannot be reached, or the connection to it is gone
+    │   └── QueueMigrating        the queue is being rebuilt: soon it can be used again
     ├── ConsumerLost              this consumer is finished; a new one may go on
     ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
     ├── QueueNotFound             there is no such queue
@@ -21,8 +22,9 @@
         └── Unconfirmed           its fate is unknown: it may have been stored
             └── BrokerBlocked     the broker takes no messages for now (memory or disk alarm)
 
-One more is not an error but a word a handler says about its task:
+Two more are not errors but words a handler says about its task:
 
+    RetryLater(delay)             not now: once more after so many seconds; not a failure
     Reject(reason)                never: set it aside in the dead-letter queue
 """
 
@@ -100,6 +102,14 @@ class ConnectionLost(WorkqueueError):
     """The broker cannot be reached, or the connection to it is gone."""
 
 
+class QueueMigrating(ConnectionLost):
+    """The queue is being rebuilt with other parameters: soon it can be used again."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"queue {queue} is being migrated")
+        self.queue = queue
+
+
 class ConsumerLost(WorkqueueError):
     """This consumer is finished: its connection, channel or queue is gone.
 
@@ -173,6 +183,14 @@ class Unconfirmed(NotSent):
 
 class BrokerBlocked(Unconfirmed):
     """The broker takes no messages for now: it is short of memory or disk."""
+
+
+class RetryLater(Exception):
+    """Not now: hand the task out again after `delay` seconds. Not a failure, and not an attempt."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(f"again in {delay:g} s")
+        self.delay = delay
 
 
 class Reject(Exception):

@@ -17,6 +17,13 @@ DEFAULT_PRIORITY = 4
 Source: RabbitMQ documentation, "Quorum queues", section "Priorities".
 """
 
+EXPIRES_AT = "workqueue-expires-at"
+"""The header with the time, in seconds since 1970, after which a message is not to be worked on any
+more. It travels with all copies; the broker's own `expiration` ends with the first of them."""
+
+LONGEST_DELAY = 30 * 86_400.0
+"""Seconds a message can be told to wait."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -24,6 +31,10 @@ class Message:
 
     The names are those of AMQP's basic properties; `id` is its `message_id` and `sent_at` its
     `timestamp`, in seconds since 1970. A message of a foreign sender may lack all of them.
+
+    `delay` and `ttl` are asked of the broker when it is sent, in seconds: how long it waits there
+    before it is ready, and how long it may then wait for a worker before it is a dead letter. In
+    what was received they are 0 and None.
     """
 
     body: bytes
@@ -37,6 +48,8 @@ class Message:
     reply_to: str | None = None
     app_id: str | None = None
     sent_at: float | None = None
+    delay: float = 0.0
+    ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,7 +15,7 @@ is a queue like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,6 +23,7 @@ from workqueue.errors import ConfigError
 from workqueue.message import Delivery, Message
 
 QueueType = Literal["quorum", "classic"]
+State = Literal["ready", "delayed"]
 
 DEAD_SUFFIX = ".dead"
 LONGEST_NAME = 255 - len(DEAD_SUFFIX)
@@ -111,13 +112,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed: hand the message out again, with its failure recorded.
+    """Hand the message out again after `delay` seconds, in which the broker keeps it.
 
-    `reason` is for people; nothing is done with it here.
+    The attempt failed, and that goes on record, unless `failed` is false: then the handler asked
+    for another time. `reason` is for people; nothing is done with it here.
     """
 
     delivery: Delivery
     reason: str = ""
+    delay: float = 0.0
+    failed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,27 @@ class Transport(Protocol):
         """The names of all queues, sorted. Raises Unsupported where the broker will not say."""
         ...
 
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        """The next `limit` messages as they would be handed out, left where they are
+        [test_peek_takes_nothing]; or those that wait for their time
+        [test_peek_sees_what_is_delayed].
+
+        They cannot be settled. Where the broker can only lend them and take them back, that
+        counts as it must. Raises QueueNotFound; Unsupported for a state that cannot be seen.
+        """
+        ...
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        """The existing queue gets the parameters of `spec`, all of them, and keeps its messages
+        [test_migrate_keeps_the_messages]. How many were moved; `say` is told of each step.
+
+        Meanwhile our senders and workers meet QueueMigrating and go on by themselves. Whoever
+        sends past us is not held off: where there may be such, Unsupported unless `force`.
+        Interrupted at any point nothing is lost, and calling it again goes on. Raises
+        QueueNotFound.
+        """
+        ...
+
     def purge(self, queue: str) -> int:
         """Drop what is ready, and say how much that was [test_purge_drops_what_is_ready].
 
@@ -210,7 +235,10 @@ class Publisher(Protocol):
         """All of `messages` are safe with the broker, in this order [test_order_is_kept].
 
         Safe is what the broker promises at its strongest: confirmed by RabbitMQ, committed to
-        disk by SQLite. None at all is fine [test_publishing_nothing].
+        disk by SQLite. None at all is fine [test_publishing_nothing]. One with a `delay` is not
+        handed out before its time [test_a_delay_is_waited_for], and does not hold up another
+        [test_a_short_delay_overtakes_a_long_one]. One whose `ttl` has passed since it was ready
+        is a dead letter, if nobody had it meanwhile [test_a_message_may_expire].
 
         Otherwise raises NotSent, whose `failures` pair each message that is not known to be safe
         with its cause: Unroutable [test_a_missing_queue_is_unroutable], QueueFull
@@ -263,7 +291,9 @@ class Consumer(Protocol):
 
         Ack: gone for good [test_acked_is_gone]. Requeue: ready again, same attempt
         [test_requeue_is_not_an_attempt]. Retry: ready again with the next attempt, same id, body
-        and properties [test_retry_counts]. Reject: in the dead-letter queue with its reason
+        and properties [test_retry_counts], after its delay [test_a_retry_waits]; one that did not
+        fail at the same attempt [test_another_time_is_not_an_attempt]. Reject: in the dead-letter
+        queue with its reason
         [test_reject_sets_aside]. A Retry or Reject drops the original only when its copy is
         safe, and settling does not wait for that; a copy that cannot be made safe sends the
         original back.

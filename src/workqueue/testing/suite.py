@@ -33,6 +33,7 @@ from workqueue.errors import (
     QueueMismatch,
     QueueNotFound,
     Unroutable,
+    Unsupported,
 )
 from workqueue.message import Delivery, Message, new_id
 from workqueue.testing.waiting import eventually
@@ -388,6 +389,109 @@ class TransportSuite:
         assert consumer.receive(1, SHORT) == []
         assert time.monotonic() - began >= SHORT * 0.9
 
+    # -- delay and ttl -------------------------------------------------------------------------
+
+    def test_a_delay_is_waited_for(
+        self, publisher: Publisher, consumer: Consumer, queue: str
+    ) -> None:
+        """Never early; what is received says nothing of it any more."""
+        began = time.monotonic()
+        publisher.publish(queue, [message(b"x", delay=1.0)], PATIENCE)
+        received = take(consumer, 1)[0]
+        assert time.monotonic() - began >= 1.0
+        assert (received.attempt, received.redelivered, received.queue) == (1, False, queue)
+        assert (received.message.body, received.message.delay) == (b"x", 0.0)
+
+    def test_a_short_delay_overtakes_a_long_one(
+        self, publisher: Publisher, consumer: Consumer, queue: str
+    ) -> None:
+        """Whatever the order of sending, and whatever the priorities."""
+        sent = [
+            message(b"late", delay=60.0, priority=9),
+            message(b"second", delay=1.7),
+            message(b"first", delay=0.4, priority=0),
+            message(b"now"),
+        ]
+        publisher.publish(queue, sent, PATIENCE)
+        assert bodies(take_and_ack(consumer, 3)) == [b"now", b"first", b"second"]
+
+    def test_delays_and_properties(
+        self, publisher: Publisher, consumer: Consumer, queue: str
+    ) -> None:
+        """Waiting changes nothing about a message; any length of it is possible, to the queue of
+        any name."""
+        sent = [
+            message(b"%d" % n, delay=n / 7, priority=n % 10, headers={"n": n}, type="t")
+            for n in range(1, 12)
+        ]
+        publisher.publish(queue, sent, PATIENCE)
+        received = {d.message.id: d.message for d in take_and_ack(consumer, 11)}
+        for expected in sent:
+            found = received[expected.id]
+            assert (found.body, found.type) == (expected.body, "t")
+            assert (found.priority, found.headers["n"]) == (
+                expected.priority,
+                expected.headers["n"],
+            )
+
+    def test_a_delay_to_a_missing_queue_is_unroutable(
+        self, publisher: Publisher, queue: str
+    ) -> None:
+        """Said when it is sent, not found out when it is due."""
+        with pytest.raises(NotSent) as caught:
+            publisher.publish(f"{queue}-missing", [message(b"x", delay=5)], PATIENCE)
+        assert isinstance(caught.value.failures[0][1], Unroutable)
+        publisher.publish(queue, [message(b"y")], PATIENCE)
+
+    def test_a_retry_waits(self, publisher: Publisher, consumer: Consumer, queue: str) -> None:
+        """In the broker: the consumer holds nothing meanwhile."""
+        publisher.publish(queue, [message(b"x")], PATIENCE)
+        first = take(consumer, 1)[0]
+        began = time.monotonic()
+        consumer.settle([Retry(first, "no luck", 1.0)])
+        eventually(lambda: settled(consumer), within=PATIENCE)
+        again = take(consumer, 1)[0]
+        assert time.monotonic() - began >= 1.0
+        assert (again.attempt, again.message.id) == (2, first.message.id)
+
+    def test_another_time_is_not_an_attempt(
+        self, publisher: Publisher, consumer: Consumer, queue: str
+    ) -> None:
+        """Asked for again, without having failed."""
+        publisher.publish(queue, [message(b"x")], PATIENCE)
+        consumer.settle([Retry(take(consumer, 1)[0], "later", 0.3, failed=False)])
+        again = take(consumer, 1)[0]
+        assert again.attempt == 1
+        consumer.settle([Retry(again)])
+        assert take(consumer, 1)[0].attempt == 2
+
+    def test_a_message_may_expire(
+        self, transport: Transport, publisher: Publisher, consumer: Consumer, queue: str
+    ) -> None:
+        """Its own ttl, counted from when it is ready; the others stay."""
+        consumer.close()
+        publisher.publish(queue, [message(b"old", ttl=0.3), message(b"good", ttl=60.0)], PATIENCE)
+        eventually(lambda: transport.stats(queue).dead == 1, within=PATIENCE, what="one dead")
+        later = transport.consumer(queue, 5)
+        assert bodies(take(later, 1)) == [b"good"]
+        later.close()
+        dead = transport.consumer(queue + DEAD_SUFFIX, 1)
+        assert bodies(take(dead, 1)) == [b"old"]
+        dead.close()
+
+    def test_delays_survive_their_consumer(
+        self, publisher: Publisher, transport: Transport, queue: str
+    ) -> None:
+        """What waits for its next attempt waits in the broker."""
+        publisher.publish(queue, [message(b"x")], PATIENCE)
+        first = transport.consumer(queue, 1)
+        first.settle([Retry(take(first, 1)[0], "no luck", 0.7)])
+        eventually(lambda: settled(first), within=PATIENCE)
+        first.close()
+        second = transport.consumer(queue, 1)
+        assert take(second, 1)[0].attempt == 2
+        second.close()
+
     # -- settle --------------------------------------------------------------------------------
 
     def test_acked_is_gone(self, publisher: Publisher, transport: Transport, queue: str) -> None:
@@ -638,6 +742,58 @@ class TransportSuite:
         finally:
             transport.delete(other)
             transport.delete(other + DEAD_SUFFIX)
+
+    def test_peek_takes_nothing(
+        self, transport: Transport, publisher: Publisher, queue: str
+    ) -> None:
+        """In the order of handing out; afterwards all is there, at the same attempt."""
+        publisher.publish(queue, [message(b"%d" % n) for n in range(5)], PATIENCE)
+        for _ in range(3):
+            seen = transport.peek(queue, 3)
+            assert bodies(seen) == [b"0", b"1", b"2"]
+            assert {(d.queue, d.attempt) for d in seen} == {(queue, 1)}
+        assert len(transport.peek(queue, 100)) == 5
+        consumer = transport.consumer(queue, 0)
+        assert {d.attempt for d in take_and_ack(consumer, 5)} == {1}
+        assert transport.peek(queue, 3) == []
+        consumer.close()
+        with pytest.raises(QueueNotFound):
+            transport.peek(f"{queue}-missing", 1)
+
+    def test_peek_sees_what_is_delayed(
+        self, transport: Transport, publisher: Publisher, queue: str
+    ) -> None:
+        """The next to be due first, or Unsupported: never an empty list that is not true."""
+        publisher.publish(
+            queue,
+            [message(b"b", delay=60), message(b"c", delay=90), message(b"a", delay=30)],
+            PATIENCE,
+        )
+        try:
+            seen = transport.peek(queue, 2, "delayed")
+        except Unsupported:
+            assert transport.stats(queue).delayed is None
+        else:
+            assert bodies(seen) == [b"a", b"b"]
+            assert transport.stats(queue).delayed == 3
+
+    def test_migrate_keeps_the_messages(
+        self, transport: Transport, publisher: Publisher, queue: str
+    ) -> None:
+        """New parameters, the same messages, and it can be used as before."""
+        publisher.publish(queue, [message(b"%d" % n) for n in range(20)], PATIENCE)
+        said: list[str] = []
+        transport.migrate(self.spec(queue, max_length=1000), said.append)
+        assert said
+        assert transport.declare(self.spec(queue, max_length=1000)) is False
+        with pytest.raises(QueueMismatch):
+            transport.declare(self.spec(queue, max_length=7))
+        send(transport, queue, b"20")
+        consumer = transport.consumer(queue, 0)
+        assert set(bodies(take_and_ack(consumer, 21))) == {b"%d" % n for n in range(21)}
+        consumer.close()
+        with pytest.raises(QueueNotFound):
+            transport.migrate(self.spec(f"{queue}-missing", max_length=5), said.append)
 
     def test_purge_drops_what_is_ready(
         self, transport: Transport, publisher: Publisher, queue: str

@@ -7,8 +7,8 @@ is an ordinary message that can be sent again.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from workqueue.message import Delivery, Message, new_id
@@ -40,11 +40,12 @@ def attempt_of(headers: Mapping[str, Any]) -> int:
     return 1
 
 
-def retry_copy(delivery: Delivery) -> Message:
-    """The message as it is to be tried again: one more failure, all else as it was."""
+def retry_copy(delivery: Delivery, delay: float = 0.0, *, failed: bool = True) -> Message:
+    """The message as it is to be tried again: all else but the failures as it was."""
     headers = without_brokers_own(delivery.message.headers)
-    headers[FAILURES] = delivery.attempt
-    return copy_with(delivery.message, headers)
+    if failed:
+        headers[FAILURES] = delivery.attempt
+    return replace(copy_with(delivery.message, headers), delay=delay)
 
 
 def dead_copy(delivery: Delivery, reason: str, error: str, at: float) -> Message:
@@ -63,12 +64,12 @@ def dead_copy(delivery: Delivery, reason: str, error: str, at: float) -> Message
 def bare_copy(message: Message) -> Message:
     """`message` with only our own headers, for when the foreign ones are too large to copy."""
     kept = {name: value for name, value in message.headers.items() if name.startswith("workqueue-")}
-    return dataclasses.replace(message, headers=kept)
+    return replace(message, headers=kept)
 
 
 def copy_with(message: Message, headers: dict[str, Any]) -> Message:
     """A foreign message may have no id; its copy gets one, so that it can be named."""
-    return dataclasses.replace(message, id=message.id or new_id(), headers=headers)
+    return replace(message, id=message.id or new_id(), headers=headers)
 
 
 def without_brokers_own(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from workqueue.transport import (
     Reject,
     Requeue,
     Retry,
+    State,
 )
 from workqueue.transports.copies import attempt_of, dead_copy, retry_copy
 
@@ -45,6 +47,7 @@ class Entry:
     rank: tuple[int, int]
     message: Message = field(compare=False)
     since: float = field(compare=False)
+    expires_at: float = field(default=math.inf, compare=False)
     redelivered: bool = field(default=False, compare=False)
 
 
@@ -54,6 +57,7 @@ class Shelf:
 
     spec: QueueSpec
     ready: list[Entry] = field(default_factory=list)
+    delayed: list[Entry] = field(default_factory=list)
     consumers: set[MemoryConsumer] = field(default_factory=set)
 
 
@@ -74,23 +78,40 @@ class Store:
 
     def put(self, shelf: Shelf, message: Message) -> None:
         rank = (-message.priority, next(self.counter))
-        heapq.heappush(shelf.ready, Entry(rank, message, self.clock()))
+        since = self.clock() + message.delay
+        waits = [ttl for ttl in (shelf.spec.ttl, message.ttl) if ttl is not None]
+        expires_at = since + min(waits, default=math.inf)
+        entry = Entry(rank, replace(message, delay=0.0, ttl=None), since, expires_at)
+        heapq.heappush(shelf.delayed if message.delay > 0 else shelf.ready, entry)
 
     def bury(self, delivery: Delivery, reason: str, error: str) -> None:
         name = delivery.queue + DEAD_SUFFIX
         dead = self.shelves.setdefault(name, Shelf(QueueSpec(name=name, type="quorum")))
         self.put(dead, dead_copy(delivery, reason, error, self.clock()))
 
-    def expire(self, shelf: Shelf) -> None:
-        """What has waited longer than the queue's ttl becomes a dead letter."""
-        if shelf.spec.ttl is None:
-            return
-        latest = self.clock() - shelf.spec.ttl
-        for entry in [entry for entry in shelf.ready if entry.since <= latest]:
-            shelf.ready.remove(entry)
-            expired = Delivery(message=entry.message, queue=shelf.spec.name)
-            self.bury(expired, "expired", "")
+    def keep_time(self, shelf: Shelf) -> None:
+        """What has waited for its time is ready; what has waited too long is a dead letter."""
+        now = self.clock()
+        due = [entry for entry in shelf.delayed if entry.since <= now]
+        shelf.delayed = [entry for entry in shelf.delayed if entry.since > now]
+        late = [entry for entry in [*shelf.ready, *due] if entry.expires_at <= now]
+        shelf.ready = [entry for entry in [*shelf.ready, *due] if entry.expires_at > now]
         heapq.heapify(shelf.ready)
+        for entry in late:
+            self.bury(Delivery(message=entry.message, queue=shelf.spec.name), "expired", "")
+
+    def next_due(self, shelf: Shelf) -> float:
+        """Seconds until another message is ready by itself."""
+        return min((entry.since for entry in shelf.delayed), default=math.inf) - self.clock()
+
+
+def lend(entry: Entry, queue: str) -> Delivery:
+    return Delivery(
+        message=entry.message,
+        queue=queue,
+        attempt=attempt_of(entry.message.headers),
+        redelivered=entry.redelivered,
+    )
 
 
 shared_stores: dict[str, Store] = {}
@@ -134,12 +155,12 @@ class MemoryTransport:
     def stats(self, queue: str) -> QueueStats:
         with self.store.changed:
             shelf = self.store.shelf(queue)
-            self.store.expire(shelf)
+            self.store.keep_time(shelf)
             dead = self.store.shelves.get(queue + DEAD_SUFFIX)
             oldest = min((entry.since for entry in shelf.ready), default=None)
             return QueueStats(
                 ready=len(shelf.ready),
-                delayed=0,
+                delayed=len(shelf.delayed),
                 in_flight=sum(len(consumer.out) for consumer in shelf.consumers),
                 dead=len(dead.ready) if dead else 0,
                 consumers=len(shelf.consumers),
@@ -149,6 +170,22 @@ class MemoryTransport:
     def queues(self) -> list[str]:
         with self.store.changed:
             return sorted(self.store.shelves)
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        with self.store.changed:
+            shelf = self.store.shelf(queue)
+            self.store.keep_time(shelf)
+            entries = sorted(shelf.ready)
+            if state == "delayed":
+                entries = sorted(shelf.delayed, key=lambda entry: entry.since)
+            return [lend(entry, queue) for entry in entries[:limit]]
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        with self.store.changed:
+            shelf = self.store.shelf(spec.name)
+            shelf.spec = replace(spec, type=spec.type or shelf.spec.type)
+            say(f"queue {spec.name} has its new parameters")
+            return 0
 
     def purge(self, queue: str) -> int:
         with self.store.changed:
@@ -181,7 +218,9 @@ class MemoryPublisher:
             for message in messages:
                 if shelf is None:
                     failures.append((message, Unroutable(f"queue {queue} does not exist")))
-                elif len(shelf.ready) == shelf.spec.max_length:
+                elif (
+                    shelf.spec.max_length is not None and len(shelf.ready) >= shelf.spec.max_length
+                ):
                     failures.append((message, QueueFull(f"queue {queue} is full")))
                 else:
                     self.store.put(shelf, message)
@@ -223,23 +262,18 @@ class MemoryConsumer:
                 if taken or self.woken or rest <= 0:
                     self.woken = False
                     return taken
-                self.store.changed.wait(rest)
+                self.store.changed.wait(max(0.0, min(rest, self.store.next_due(self.shelf))))
 
     def take(self, limit: int) -> list[Delivery]:
         if self.paused:
             return []
-        self.store.expire(self.shelf)
+        self.store.keep_time(self.shelf)
         if self.prefetch:
             limit = min(limit, self.prefetch - len(self.out))
         taken: list[Delivery] = []
         while len(taken) < limit and self.shelf.ready:
             entry = heapq.heappop(self.shelf.ready)
-            delivery = Delivery(
-                message=entry.message,
-                queue=self.queue,
-                attempt=attempt_of(entry.message.headers),
-                redelivered=entry.redelivered,
-            )
+            delivery = lend(entry, self.queue)
             self.out[delivery] = entry
             taken.append(delivery)
         return taken
@@ -258,8 +292,8 @@ class MemoryConsumer:
         match outcome:
             case Requeue(delivery):
                 self.give_back(self.out[delivery])
-            case Retry(delivery, _):
-                self.store.put(self.shelf, retry_copy(delivery))
+            case Retry(delivery, _, delay, failed):
+                self.store.put(self.shelf, retry_copy(delivery, delay, failed=failed))
             case Reject(delivery, reason, error):
                 self.store.bury(delivery, reason, error)
             case Ack(delivery):
