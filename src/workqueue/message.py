@@ -22,7 +22,8 @@ EXPIRES_AT = "workqueue-expires-at"
 more. It travels with all copies; the broker's own `expiration` ends with the first of them."""
 
 LONGEST_DELAY = 30 * 86_400.0
-"""Seconds a message can be told to wait."""
+LONGEST_TTL = 10 * 365 * 86_400.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

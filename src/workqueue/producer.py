@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,14 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
-from workqueue.message import DEFAULT_PRIORITY, Message, new_id
+from workqueue.message import (
+    DEFAULT_PRIORITY,
+    EXPIRES_AT,
+    LONGEST_DELAY,
+    LONGEST_TTL,
+    Message,
+    new_id,
+)
 from workqueue.queue import Queue
 from workqueue.transport import Publisher
 
@@ -76,13 +84,17 @@ class Producer:
         type: str | None = None,
         headers: Mapping[str, Any] | None = None,
         priority: int = DEFAULT_PRIORITY,
+        delay: float = 0.0,
+        ttl: float | None = None,
         content_type: str | None = None,
         correlation_id: str | None = None,
         reply_to: str | None = None,
     ) -> str:
         """`payload` is kept by the broker when this returns; its id.
 
-        bytes go as they are, str as text, anything else as JSON. Raises BadPayload before
+        bytes go as they are, str as text, anything else as JSON. It is ready for a worker after
+        `delay` seconds, at once by default and 30 days at most, and a dead letter if no worker
+        begins it in the `ttl` seconds after that. `priority` is 0 to 9, higher first. Raises BadPayload before
         anything is sent; NotSent, of the kind that says why, if the message was not placed
         (`Unconfirmed`: its fate is unknown); ConnectionLost if no broker was reached;
         AccessRefused, QueueMismatch or StorageError if there is no use in trying.
@@ -93,6 +105,8 @@ class Producer:
             type=type,
             headers=headers,
             priority=priority,
+            delay=delay,
+            ttl=ttl,
             content_type=content_type,
             correlation_id=correlation_id,
             reply_to=reply_to,
@@ -322,24 +336,46 @@ def make_message(
     id: str | None = None,
     headers: Mapping[str, Any] | None = None,
     priority: int = DEFAULT_PRIORITY,
+    delay: float = 0.0,
+    ttl: float | None = None,
     content_type: str | None = None,
-    **properties: str | None,
+    type: str | None = None,
+    correlation_id: str | None = None,
+    reply_to: str | None = None,
 ) -> Message:
     """A message as `Producer.send` makes it. Raises BadPayload."""
     body, natural_type = encode(payload)
-    if headers:
-        check_headers(headers)
-    if not 0 <= priority <= 9:
-        raise BadPayload(f"priority {priority}: choose between 0 and 9")
-    return Message(
+    message = Message(
         body=body,
         id=id or new_id(),
         content_type=content_type or natural_type,
+        type=type,
         headers=dict(headers or {}),
         priority=priority,
+        delay=delay,
+        ttl=ttl,
+        correlation_id=correlation_id,
+        reply_to=reply_to,
         sent_at=time.time(),
-        **properties,
     )
+    return check_message(message)
+
+
+def check_message(message: Message) -> Message:
+    """`message` with the time at which it expires, if it does. Raises BadPayload for what no
+    transport can promise."""
+    if message.headers:
+        check_headers(message.headers)
+    if not 0 <= message.priority <= 9:
+        raise BadPayload(f"priority {message.priority}: choose between 0 and 9")
+    if not 0 <= message.delay <= LONGEST_DELAY:
+        raise BadPayload(f"delay {message.delay:g} s: choose between 0 and 30 days")
+    if message.ttl is None:
+        return message
+    if not 0.001 <= message.ttl <= LONGEST_TTL:
+        raise BadPayload(f"ttl {message.ttl:g} s: choose between 1 ms and 10 years")
+    expires_at = time.time() + message.delay + message.ttl
+    return replace(message, headers={**message.headers, EXPIRES_AT: expires_at})
 
 
 def in_chunks(messages: Iterator[Message]) -> Iterator[list[Message]]:

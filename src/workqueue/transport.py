@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from workqueue.errors import ConfigError
-from workqueue.message import Delivery, Message
+from workqueue.message import LONGEST_TTL, Delivery, Message
 
 QueueType = Literal["quorum", "classic"]
 State = Literal["ready", "delayed"]
@@ -52,7 +52,7 @@ class QueueSpec:
             raise ConfigError(f"queue type {self.type!r}: choose quorum or classic")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"max length {self.max_length}: a queue must hold one message")
-        if self.ttl is not None and not 0.001 <= self.ttl <= 10 * 365 * 86400:
+        if self.ttl is not None and not 0.001 <= self.ttl <= LONGEST_TTL:
             raise ConfigError(f"ttl {self.ttl:g} s: choose between 1 ms and 10 years")
 
     @property
