@@ -7,6 +7,7 @@ from typing import Self
 
 from workqueue import registry
 from workqueue.queue import Queue
+from workqueue.retry import RetryPolicy
 from workqueue.transport import QueueSpec, QueueType, Transport
 
 
@@ -39,13 +40,16 @@ class Broker:
         type: QueueType | None = None,
         max_length: int | None = None,
         ttl: float | None = None,
+        retry: RetryPolicy | None = None,
     ) -> Queue:
         """The queue `name`. It is made on first use, and otherwise taken as it is.
 
-        With options (see `QueueSpec`) an existing queue is compared instead, and QueueMismatch
-        says what differs. Raises ConfigError for a name or an option that cannot be.
+        `retry` is for its workers, unless they say otherwise themselves. With other options (see
+        `QueueSpec`) an existing queue is compared instead, and QueueMismatch says what differs.
+        Raises ConfigError for a name or an option that cannot be.
         """
-        return Queue(self, QueueSpec(name=name, type=type, max_length=max_length, ttl=ttl))
+        spec = QueueSpec(name=name, type=type, max_length=max_length, ttl=ttl)
+        return Queue(self, spec, retry or RetryPolicy())
 
     def queues(self) -> list[str]:
         """The names of all queues, dead-letter queues among them. May raise Unsupported."""

@@ -29,6 +29,7 @@ from workqueue.message import (
     Message,
     new_id,
 )
+from workqueue.middleware import Middleware, around_sending, load_middleware
 from workqueue.queue import Queue
 from workqueue.transport import Publisher
 
@@ -55,11 +56,17 @@ class Producer:
     """
 
     def __init__(
-        self, queue: Queue, *, timeout: float = 30.0, connect_timeout: float = 5.0
+        self,
+        queue: Queue,
+        *,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        middleware: Sequence[Middleware | str] = (),
     ) -> None:
         self.queue = queue
         self.timeout = timeout
         self.connect_timeout = min(connect_timeout, timeout)
+        self.way = around_sending(load_middleware(middleware), queue.name, self.hand_over)
         self.start_afresh()
 
     def start_afresh(self) -> None:
@@ -94,10 +101,11 @@ class Producer:
 
         bytes go as they are, str as text, anything else as JSON. It is ready for a worker after
         `delay` seconds, at once by default and 30 days at most, and a dead letter if no worker
-        begins it in the `ttl` seconds after that. `priority` is 0 to 9, higher first. Raises BadPayload before
-        anything is sent; NotSent, of the kind that says why, if the message was not placed
-        (`Unconfirmed`: its fate is unknown); ConnectionLost if no broker was reached;
-        AccessRefused, QueueMismatch or StorageError if there is no use in trying.
+        begins it in the `ttl` seconds after that. `priority` is 0 to 9, higher first.
+
+        Raises BadPayload before anything is sent; NotSent, of the kind that says why, if the
+        message was not placed (`Unconfirmed`: its fate is unknown); ConnectionLost if no broker
+        was reached; AccessRefused, QueueMismatch or StorageError if there is no use in trying.
         """
         message = make_message(
             payload,
@@ -134,6 +142,10 @@ class Producer:
 
     def send_messages(self, messages: Sequence[Message]) -> None:
         """The same for messages made by the caller: each an object of its own, with its id."""
+        self.way(messages)
+
+    def hand_over(self, messages: Sequence[Message]) -> None:
+        """What is left of the way once all middleware had its turn."""
         if os.getpid() != self.pid:
             self.start_afresh()
         parcel = Parcel(messages)

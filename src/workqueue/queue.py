@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workqueue.retry import RetryPolicy
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, Transport
 
 if TYPE_CHECKING:
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 class Queue:
     """A queue on a broker; `Broker.queue` makes it. Thread-safe; holds no connection."""
 
-    def __init__(self, broker: Broker, spec: QueueSpec) -> None:
+    def __init__(self, broker: Broker, spec: QueueSpec, retry: RetryPolicy) -> None:
         self.broker = broker
         self.spec = spec
+        self.retry = retry
 
     @property
     def name(self) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 TRANSPORTS = "workqueue.transports"
-GROUPS = (TRANSPORTS, "workqueue.middleware", "workqueue.commands")
+MIDDLEWARE = "workqueue.middleware"
+GROUPS = (TRANSPORTS, MIDDLEWARE, "workqueue.commands")
 
 
 def open_transport(url: str, management_url: str | None = None) -> Transport:

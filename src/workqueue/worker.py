@@ -8,10 +8,11 @@ turn is settled in one batch.
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -25,19 +26,32 @@ from workqueue.errors import (
     DeliveriesLost,
     QueueNotFound,
     StorageError,
+    Unsupported,
 )
-from workqueue.message import Delivery
+from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery
+from workqueue.middleware import Middleware, load_middleware
 from workqueue.queue import Queue
+from workqueue.retry import RetryPolicy, TaskOptions, check_timeout
 from workqueue.runners.handler import Handler
 from workqueue.runners.process import ProcessRunner
 from workqueue.runners.runner import Ending, Runner, Verdict
-from workqueue.runners.thread import ThreadRunner
-from workqueue.transport import Ack, Consumer, Outcome, Reject, Requeue, Retry
+from workqueue.runners.thread import NO_TIMEOUT, ThreadRunner
+from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Outcome, Reject, Requeue, Retry
 
 log = logging.getLogger("workqueue.worker")
 
 MOST_DEATHS = 20
 """Times a message may take a whole worker with it before it is set aside."""
+
+SUSPECT_DEATHS = 2
+"""Times a worker was lost with a message until it is a suspect, which runs alone."""
+
+PROBATION = 30.0
+"""Seconds after which a suspect that still runs no longer keeps others waiting: what ends its
+worker does so at once, and what merely was in a worker that ended may take hours."""
+
+SOONEST_LATER = 0.1
+"""Seconds. A handler that asks for no delay at all would be asked again at once, for ever."""
 
 IDLE_BEFORE_EMPTY = 1.0
 """Seconds without an arrival after which a queue counts as empty: brokers' counts lag and lie."""
@@ -50,6 +64,8 @@ FINISHING_TIME = 5.0
 
 TURN = 1.0
 """Seconds. The longest wait in one turn."""
+
+NOTHING_ASKED = TaskOptions()
 
 
 @dataclass(slots=True)
@@ -75,11 +91,13 @@ class Worker:
     Reject sets the task aside. With the runner "thread" it is called in this process; with
     "process" in child processes, which import it by name; or give a Runner of your own.
 
-    A task that failed `max_attempts` times is set aside in the dead-letter queue. `prefetch` is
-    how many deliveries may be out at this worker, running or not: at least one per slot, which
-    is the default and shares work fairly; 0 is unlimited. `grace` (seconds) is how long what runs
-    may go on after the first `stop`. With `ack` "early" a task is acknowledged before it runs: at
-    most once, instead of at least once.
+    A task that failed is tried again as `retry` says (see RetryPolicy; else as its queue's), and
+    then set aside in the dead-letter queue. One that runs longer than `timeout` seconds is
+    stopped, and has failed. `prefetch` is how many deliveries may be out at this worker, running
+    or not: at least one per slot, which is the default and shares work fairly; 0 is unlimited.
+    `grace` (seconds) is how long what runs may go on after the first `stop`. With `ack` "early" a
+    task is acknowledged before it runs: at most once, instead of at least once. `middleware` are
+    objects, or names of plugins.
     """
 
     def __init__(
@@ -90,21 +108,26 @@ class Worker:
         concurrency: int = 1,
         runner: Literal["thread", "process"] | Runner = "thread",
         prefetch: int | None = None,
-        max_attempts: int = 5,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
         grace: float = 30.0,
         ack: Literal["late", "early"] = "late",
+        middleware: Sequence[Middleware | str] = (),
     ) -> None:
         if concurrency < 1:
             raise ConfigError(f"concurrency {concurrency}: a worker needs a slot")
-        if max_attempts < 1:
-            raise ConfigError(f"max attempts {max_attempts}: a task needs one")
+        check_timeout(timeout)
         if prefetch is not None and prefetch < 0:
             raise ConfigError(f"prefetch {prefetch}: 0 is unlimited, less makes no sense")
         self.queue = queue
         self.concurrency = concurrency
-        self.runner = make_runner(handler, runner)
+        self.middleware = load_middleware(middleware)
+        if isinstance(runner, str):
+            runner = make_runner(handler, runner, middleware, self.middleware)
+        self.runner = runner
         self.prefetch = concurrency if prefetch is None else prefetch and max(prefetch, concurrency)
-        self.max_attempts = max_attempts
+        self.retry = retry or queue.retry
+        self.timeout = timeout
         self.grace = grace
         self.ack = ack
         self.shift: Shift | None = None
@@ -127,20 +150,24 @@ class Worker:
             self.shift.stop(now=now)
 
 
-def make_runner(handler: Handler | str | None, runner: str | Runner) -> Runner:
-    if not isinstance(runner, str):
-        return runner
+def make_runner(
+    handler: Handler | str | None,
+    runner: str,
+    names: Sequence[Middleware | str],
+    middleware: Sequence[Middleware],
+) -> Runner:
+    """`names` are `middleware` as it was given: child processes load it for themselves."""
     if handler is None:
         raise ConfigError("a worker needs a handler")
     if runner == "process":
-        return ProcessRunner(handler)
+        return ProcessRunner(handler, middleware=names)
     if runner != "thread":
         raise ConfigError(f"runner {runner!r}: choose thread or process")
     if isinstance(handler, str):
         from workqueue.runners.handler import load_handler
 
         handler = load_handler(handler)
-    return ThreadRunner(handler)
+    return ThreadRunner(handler, middleware=middleware)
 
 
 class Shift:
@@ -157,8 +184,13 @@ class Shift:
         self.let_in = False
         self.running: set[Delivery] = set()
         self.lost: set[Delivery] = set()
+        self.suspects: list[Delivery] = []
+        self.on_probation: Delivery | None = None
+        self.began: dict[Delivery, float] = {}
         self.taken = 0
         self.last_arrival = time.monotonic()
+        self.next_retry = 0.0
+        self.turned_at = time.monotonic()
         self.stops = 0
         self.draining_since: float | None = None
         self.alarm = threading.Event()
@@ -200,9 +232,13 @@ class Shift:
     # -- the whole shift
 
     def work(self) -> Tally:
-        self.runner.start(self.worker.concurrency, self.ring)
+        for middleware in self.worker.middleware:
+            middleware.started(self.worker)
         try:
+            self.runner.start(self.worker.concurrency, self.ring)
+            self.check_timeouts()
             while not self.finished():
+                self.turned_at = time.monotonic()
                 try:
                     if self.consumer is None:
                         self.consumer = self.connect()
@@ -213,6 +249,12 @@ class Shift:
             return self.tally
         finally:
             self.leave()
+
+    def check_timeouts(self) -> None:
+        """Before anything is taken: Unsupported where a timeout could not be kept."""
+        wanted = [self.worker.timeout, *(asked.timeout for asked in self.runner.options.values())]
+        if isinstance(self.runner, ThreadRunner) and any(wanted):
+            raise Unsupported(NO_TIMEOUT, hint="Use runner='process', which can.")
 
     def finished(self) -> bool:
         if self.stops and self.consumer is None:
@@ -232,6 +274,7 @@ class Shift:
         received = self.receive(consumer, self.room(), self.patience())
         for delivery in received:
             self.begin(consumer, delivery)
+        self.begin_suspect(consumer)
         if received:
             self.last_arrival = time.monotonic()
         elif self.empty() or self.enough():
@@ -246,7 +289,7 @@ class Shift:
 
     def room(self) -> int:
         """How many more can be started now."""
-        if self.draining_since is not None:
+        if self.draining_since is not None or self.suspects or self.suspect_runs():
             return 0
         free = self.worker.concurrency - len(self.running) - len(self.lost)
         if self.max_messages is not None:
@@ -264,6 +307,8 @@ class Shift:
         idle = time.monotonic() - self.last_arrival
         if not self.until_empty or idle < IDLE_BEFORE_EMPTY or not self.nothing_left():
             return False
+        if time.monotonic() < self.next_retry + IDLE_BEFORE_EMPTY:
+            return False
         self.last_arrival = time.monotonic()
         try:
             stats = self.queue.stats()
@@ -273,7 +318,8 @@ class Shift:
         return not stats.ready and stats.consumers != 0
 
     def enough(self) -> bool:
-        return self.max_messages is not None and self.taken >= self.max_messages
+        enough = self.max_messages is not None and self.taken >= self.max_messages
+        return enough and not self.suspects
 
     # -- one delivery
 
@@ -281,34 +327,74 @@ class Shift:
         self.taken += 1
         if refusal := self.refusal(delivery):
             consumer.settle([self.record(refusal)])
-            return
-        self.running.add(delivery)
-        if self.worker.ack == "early":
-            consumer.settle([Ack(delivery)])
-        self.runner.run(delivery)
+        elif delivery.deaths >= SUSPECT_DEATHS:
+            self.suspects.append(delivery)
+        else:
+            self.run(consumer, delivery)
 
     def refusal(self, delivery: Delivery) -> Reject | None:
-        """What must not even be tried."""
+        """What must not even be tried. Whoever works on dead letters knows what they are."""
         if delivery.unreadable:
             return Reject(delivery, delivery.unreadable)
+        if delivery.queue.endswith(DEAD_SUFFIX):
+            return None
         if delivery.deaths > MOST_DEATHS:
             return Reject(delivery, f"{delivery.deaths} workers were lost while they had it")
+        expires_at = delivery.message.headers.get(EXPIRES_AT)
+        if isinstance(expires_at, int | float) and expires_at <= time.time():
+            return Reject(delivery, "expired")
         return None
+
+    def run(self, consumer: Consumer, delivery: Delivery) -> None:
+        self.running.add(delivery)
+        self.began[delivery] = time.monotonic()
+        if self.worker.ack == "early":
+            consumer.settle([Ack(delivery)])
+        timeout = self.asked_by(delivery).timeout
+        self.runner.run(delivery, self.worker.timeout if timeout is None else timeout)
+        self.tell("begun", delivery)
+
+    def asked_by(self, delivery: Delivery) -> TaskOptions:
+        return self.runner.options.get(delivery.message.type or "", NOTHING_ASKED)
+
+    def begin_suspect(self, consumer: Consumer) -> None:
+        """One of them, once nothing else runs. At random: if it is the one that ends us, the
+        others have another chance to come before it next time."""
+        if self.suspects and not self.running and not self.lost and self.draining_since is None:
+            delivery = self.suspects.pop(random.randrange(len(self.suspects)))
+            log.warning(
+                "task %s was in %d workers that were lost: it runs alone",
+                name(delivery),
+                delivery.deaths,
+            )
+            self.on_probation = delivery
+            self.run(consumer, delivery)
+
+    def suspect_runs(self) -> bool:
+        """Whether one runs, and not yet so long that it counts as innocent."""
+        if self.on_probation not in self.running:
+            return False
+        return time.monotonic() - self.began[self.on_probation] < PROBATION
 
     def settle(self, consumer: Consumer) -> None:
         outcomes: list[Outcome] = []
         for ending in self.runner.endings():
             self.last_arrival = time.monotonic()
+            seconds = time.monotonic() - self.began.pop(ending.delivery, time.monotonic())
             if ending.delivery in self.lost:
                 self.lost.discard(ending.delivery)
                 log.warning("task %s may be done twice: it was lost", name(ending.delivery))
                 continue
             self.running.discard(ending.delivery)
-            outcome = self.record(judge(ending, self.worker.max_attempts))
+            outcome = self.record(judge(ending, self.policy(ending.delivery)))
+            self.tell("settled", outcome, seconds)
             if self.worker.ack == "late":
                 outcomes.append(outcome)
         if outcomes:
             consumer.settle(outcomes)
+
+    def policy(self, delivery: Delivery) -> RetryPolicy:
+        return self.asked_by(delivery).policy(self.worker.retry)
 
     def record(self, outcome: Outcome) -> Outcome:
         """Count it, and say what went wrong."""
@@ -317,10 +403,12 @@ class Shift:
             case Ack():
                 self.tally.done += 1
                 log.debug("task %s done", name(delivery))
-            case Retry(_, reason):
+            case Retry(_, reason, delay, failed):
                 self.tally.retried += 1
-                of = f"{delivery.attempt} of {self.worker.max_attempts}"
-                log.warning("task %s failed, attempt %s: %s", name(delivery), of, reason)
+                # Brokers keep the time to a hundredth; none of ours is early.
+                self.next_retry = max(self.next_retry, time.monotonic() + delay * 1.01)
+                told = f"failed, attempt {delivery.attempt}: {reason}" if failed else "waits"
+                log.warning("task %s %s; again in %.1f s", name(delivery), told, delay)
             case Reject(_, reason):
                 self.tally.dead += 1
                 log.error("task %s set aside: %s", name(delivery), reason)
@@ -335,6 +423,9 @@ class Shift:
         if self.stops and self.draining_since is None:
             self.draining_since = time.monotonic()
             consumer.pause()
+            if self.suspects:
+                consumer.settle([self.record(Requeue(delivery)) for delivery in self.suspects])
+                self.suspects.clear()
         if self.draining_since is None or not self.running:
             return
         if self.stops > 1 or time.monotonic() - self.draining_since >= self.worker.grace:
@@ -356,6 +447,16 @@ class Shift:
         if consumer is not None:
             consumer.close()
         self.runner.close()
+        for middleware in self.worker.middleware:
+            middleware.stopped()
+
+    def tell(self, what: Literal["begun", "settled"], *news: Any) -> None:
+        """Plugins are told, and do no harm."""
+        for middleware in self.worker.middleware:
+            try:
+                getattr(middleware, what)(*news)
+            except Exception:
+                log.exception("middleware %s failed", type(middleware).__name__)
 
     # -- connections
 
@@ -422,12 +523,14 @@ class Shift:
     def lose_all(self, error: ConsumerLost) -> None:
         log.warning("%s; %d running tasks may be done twice", error, len(self.running))
         self.lose(list(self.running))
+        self.suspects.clear()
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             consumer.close()
 
     def lose(self, deliveries: list[Delivery]) -> None:
         """They are others' now. Their handlers are told, and their endings settle nothing."""
+        self.suspects = [delivery for delivery in self.suspects if delivery not in deliveries]
         lost = [delivery for delivery in deliveries if delivery in self.running]
         self.running.difference_update(lost)
         self.lost.update(lost)
@@ -439,22 +542,31 @@ class Shift:
         for ending in self.runner.endings():
             self.running.discard(ending.delivery)
             self.lost.discard(ending.delivery)
+            self.began.pop(ending.delivery, None)
 
 
-def judge(ending: Ending, max_attempts: int) -> Outcome:
+def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
     """Every way in which a run can end becomes one of four outcomes, here."""
-    delivery = ending.delivery
+    delivery, reason = ending.delivery, ending.reason
+    sent_at = delivery.message.sent_at
+    age = 0.0 if sent_at is None else max(0.0, time.time() - sent_at)
     match ending.verdict:
         case Verdict.DONE:
             return Ack(delivery)
         case Verdict.STOPPED:
             return Requeue(delivery)
         case Verdict.REJECTED:
-            return Reject(delivery, ending.reason, ending.error)
-        case Verdict.FAILED if delivery.attempt < max_attempts:
-            return Retry(delivery, ending.reason)
+            return Reject(delivery, reason, ending.error)
+        case Verdict.LATER:
+            delay = min(max(ending.delay, SOONEST_LATER), LONGEST_DELAY)
+            return Retry(delivery, reason, delay, failed=False)
+        case Verdict.AGAIN:
+            return Retry(delivery, reason, policy.pause(delivery.attempt, age))
         case Verdict.FAILED:
-            return Reject(delivery, ending.reason, ending.error)
+            pause = policy.delay(delivery.attempt, age)
+            if pause is None:
+                return Reject(delivery, reason, ending.error)
+            return Retry(delivery, reason, pause)
 
 
 def name(delivery: Delivery) -> str:

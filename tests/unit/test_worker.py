@@ -37,6 +37,7 @@ from workqueue import (
 )
 from workqueue.errors import DeliveriesLost
 from workqueue.message import new_id
+from workqueue.retry import RetryPolicy
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.runners.thread import ThreadRunner
 from workqueue.testing import Fault, FaultyTransport, eventually
@@ -56,7 +57,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def queue_on(transport: Any, **options: Any) -> Queue:
-    return Broker(transport).queue("jobs", **options)
+    """Retries come at once, so that no test waits for them."""
+    return Broker(transport).queue("jobs", retry=RetryPolicy(first=0), **options)
 
 
 def filled(transport: MemoryTransport, count: int) -> list[str]:
@@ -263,7 +265,8 @@ def test_as_many_attempts_as_are_allowed(most: int) -> None:
     """One is no second chance."""
     transport = MemoryTransport()
     filled(transport, 1)
-    tally = Worker(queue_on(transport), lambda job: 1 / 0, max_attempts=most).run(until_empty=True)
+    policy = RetryPolicy(max_attempts=most, first=0)
+    tally = Worker(queue_on(transport), lambda job: 1 / 0, retry=policy).run(until_empty=True)
     assert tally == Tally(retried=most - 1, dead=1)
 
 
@@ -867,7 +870,7 @@ def test_a_runner_that_cannot_start_leaves_the_queue_alone() -> None:
 def test_every_ending_has_an_outcome(verdict: Verdict, attempt: int, outcome: str) -> None:
     """Being stopped is not the task's fault; the fifth failure is the last."""
     delivery = Delivery(message=Message(body=b"", id=new_id()), queue="jobs", attempt=attempt)
-    judged = worker.judge(Ending(delivery, verdict, "why", "traceback"), max_attempts=5)
+    judged = worker.judge(Ending(delivery, verdict, "why", "traceback"), RetryPolicy(first=0))
     assert type(judged).__name__ == outcome
     assert judged.delivery is delivery
     assert getattr(judged, "reason", "why") == "why"
@@ -893,7 +896,8 @@ async def a_coroutine(job: Job[Any]) -> None:
     ("handler", "options"),
     [
         (print, {"concurrency": 0}),
-        (print, {"max_attempts": 0}),
+        (print, {"timeout": 0.0}),
+        (print, {"middleware": ["nobody"]}),
         (print, {"prefetch": -1}),
         (print, {"runner": "greenlet"}),
         (None, {}),

@@ -12,6 +12,9 @@ from typer.core import TyperCommand
 
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say, show_log
+from workqueue.health import Health
+from workqueue.middleware import check_none_wraps, load_middleware
+from workqueue.retry import RetryPolicy
 from workqueue.runners.command import CommandRunner
 from workqueue.runners.process import ProcessRunner
 from workqueue.runners.runner import Runner
@@ -63,6 +66,12 @@ def prefetch_count(text: str) -> int | None:
     return int(text)
 
 
+def backoff_range(text: str) -> tuple[float, float]:
+    """The first and the longest delay, from "1s..10m"; one alone is both."""
+    first, dots, longest = str(text).partition("..")
+    return duration(first), duration(longest if dots else first)
+
+
 def add_to(app: typer.Typer) -> None:
     command(app, panel="Run", cls=WorkCommand)(work)
 
@@ -99,6 +108,32 @@ def work(
             "0: unlimited.",
         ),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration,
+            metavar="TIME",
+            envvar="WORKQUEUE_TIMEOUT",
+            help="A task that runs longer is stopped, and has failed.",
+        ),
+    ] = None,
+    max_attempts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            envvar="WORKQUEUE_MAX_ATTEMPTS",
+            help="Failures of a task until it is a dead letter.",
+        ),
+    ] = RetryPolicy().max_attempts,
+    backoff: Annotated[
+        tuple[float, float],
+        typer.Option(
+            parser=backoff_range,
+            metavar="TIME..TIME",
+            envvar="WORKQUEUE_BACKOFF",
+            help="Before the second attempt, and at most; in between it doubles.",
+        ),
+    ] = "1s..10m",  # type: ignore[assignment]  # what the parser is given
     max_messages: Annotated[
         int | None,
         typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
@@ -132,6 +167,19 @@ def work(
     pass_url: Annotated[
         bool, typer.Option("--pass-url", help="Let the command see WORKQUEUE_URL.")
     ] = False,
+    middleware: Annotated[
+        list[str] | None,
+        typer.Option("--middleware", metavar="NAME", help="A plugin around each task; repeat it."),
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="WORKQUEUE_HEALTH_PORT",
+            help="Answer /alive, /ready and /drained over HTTP.",
+        ),
+    ] = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart the children when the handler's files change.")
     ] = False,
@@ -144,11 +192,13 @@ def work(
     A message is acknowledged when its task is done. The first SIGTERM or Ctrl-C finishes what runs
     and hands back the rest; the second hands everything back now.
 
-    With --exec, the command's exit status tells: 0 done, 65 to the dead letters at once, any other
-    a failed attempt. It sees WORKQUEUE_ID, WORKQUEUE_QUEUE, WORKQUEUE_ATTEMPT and
-    WORKQUEUE_HEADERS.
+    A task that failed is tried again after a while, and set aside after its last attempt. With
+    --exec, the command's exit status tells: 0 done, 65 to the dead letters at once, 75 again
+    however often that was, any other a failed attempt. It sees WORKQUEUE_ID, WORKQUEUE_QUEUE,
+    WORKQUEUE_ATTEMPT and WORKQUEUE_HEADERS.
     """
     words = what or []
+    names = middleware or []
     if exec_:
         if not words:
             raise typer.BadParameter("--exec needs a command after --")
@@ -160,7 +210,9 @@ def work(
     elif len(words) != 1:
         raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
     elif in_ == "process":
-        runner = ProcessRunner(words[0], finish_lost=on_lost == "finish", reload=reload)
+        runner = ProcessRunner(
+            words[0], finish_lost=on_lost == "finish", reload=reload, middleware=names
+        )
     else:
         runner = None
     if reload and not isinstance(runner, ProcessRunner):
@@ -168,14 +220,23 @@ def work(
 
     with session.connect() as broker:
         show_log(log_format=log_format, quiet=session.quiet, verbose=session.verbose)
+        first, longest = backoff
+        plugins = load_middleware(names)
+        if exec_:
+            check_none_wraps(plugins, "--exec")
+        if health_port is not None:
+            plugins.append(Health(health_port))
         worker = Worker(
             broker.queue(queue),
             words[0],
             runner=runner or "thread",
             concurrency=concurrency,
             prefetch=prefetch,
+            retry=RetryPolicy(max_attempts=max_attempts, first=first, longest=longest),
+            timeout=timeout,
             grace=grace,
             ack=ack,
+            middleware=plugins,
         )
         session.say(
             f"working {queue} with {shlex.join(words)}, {concurrency} at once; "

@@ -18,8 +18,10 @@ from typing import NoReturn
 
 import msgspec
 
-from workqueue.errors import HandlerNotFound
+from workqueue.errors import ConfigError
 from workqueue.message import Delivery, Lost, Message
+from workqueue.middleware import Middleware, load_middleware
+from workqueue.retry import TaskOptions
 from workqueue.runners.handler import Handler, handle, load_handler
 
 head = Struct(">I")
@@ -33,6 +35,7 @@ class Setup(msgspec.Struct):
 
     handler: str
     path: list[str]
+    middleware: list[str] = []
 
 
 class Task(msgspec.Struct, array_like=True):
@@ -50,7 +53,9 @@ class Report(msgspec.Struct, array_like=True):
     verdict: str
     reason: str = ""
     error: str = ""
+    delay: float = 0.0
     files: list[str] = []
+    options: dict[str, TaskOptions] = {}
 
 
 READY, UNUSABLE = "ready", "unusable"
@@ -67,6 +72,7 @@ class Child:
         self.jobs = jobs
         self.control = control
         self.lost = Lost()
+        self.middleware: list[Middleware] = []
 
     def serve(self) -> None:
         handler = self.prepare()
@@ -81,10 +87,11 @@ class Child:
                 redelivered=task.redelivered,
             )
             self.lost = Lost()
-            ending = handle(handler, delivery, self.lost)
+            ending = handle(handler, delivery, self.lost, self.middleware)
             # What the handler printed appears with its job, also when it goes to a file or pipe.
             flush_output()
-            self.report(Report(ending.verdict.value, ending.reason, ending.error))
+            report = Report(ending.verdict.value, ending.reason, ending.error, ending.delay)
+            self.report(report)
 
     def prepare(self) -> Handler | None:
         """The handler, imported; None after saying that it cannot be."""
@@ -95,8 +102,9 @@ class Child:
         sys.path[:] = setup.path
         threading.Thread(target=self.listen, name="workqueue-control", daemon=True).start()
         try:
+            self.middleware = load_middleware(setup.middleware)
             handler = load_handler(setup.handler)
-        except HandlerNotFound as error:
+        except ConfigError as error:
             self.report(Report(UNUSABLE, str(error), error.hint))
             return None
         self.report(Report(READY, files=own_files()))

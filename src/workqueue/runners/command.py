@@ -2,8 +2,8 @@
 
     0       done
     65      never: to the dead-letter queue (EX_DATAERR)
-    75      again (EX_TEMPFAIL)
-    other   a failed attempt, and so is being killed
+    75      again, however often that was (EX_TEMPFAIL)
+    other   a failed attempt, and so is being killed or timing out
 
 No shell is involved, and nothing of the message becomes part of the command line.
 """
@@ -27,10 +27,11 @@ from contextlib import suppress
 
 from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery
+from workqueue.retry import TaskOptions
 from workqueue.runners.guard import Guard
 from workqueue.runners.handler import one_line
 from workqueue.runners.process import CLEANUP_TIME, how_it_died
-from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.runner import Ending, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
 
 EX_DATAERR = 65
@@ -68,6 +69,10 @@ class CommandRunner:
         self.withheld = frozenset(withheld)
         self.threads: list[threading.Thread] = []
 
+    @property
+    def options(self) -> Mapping[str, TaskOptions]:
+        return {}
+
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         if shutil.which(self.argv[0]) is None:
             raise HandlerNotFound(f"there is no command {self.argv[0]}, or it cannot be executed")
@@ -77,6 +82,7 @@ class CommandRunner:
         self.lock = threading.Lock()
         self.running: dict[Delivery, subprocess.Popen[bytes]] = {}
         self.stopped: dict[Delivery, float] = {}
+        self.timeouts: dict[Delivery, float] = {}
         self.stopping = False
         self.guard = Guard()
         self.environment = {
@@ -91,7 +97,9 @@ class CommandRunner:
         for thread in self.threads:
             thread.start()
 
-    def run(self, delivery: Delivery) -> None:
+    def run(self, delivery: Delivery, timeout: float | None = None) -> None:
+        if timeout is not None:
+            self.timeouts[delivery] = timeout
         self.waiting.put(delivery)
 
     def endings(self) -> list[Ending]:
@@ -140,13 +148,15 @@ class CommandRunner:
             self.ring()
 
     def run_one(self, delivery: Delivery) -> Ending:
+        timeout = self.timeouts.pop(delivery, None)
         process = self.launch(delivery)
         if isinstance(process, Ending):
             return process
-        stderr = Tail()
+        stderr, expired = Tail(), False
+        late = None if timeout is None else time.monotonic() + timeout
         try:
             self.feed(process, delivery.message.body)
-            self.watch(process, delivery, stderr)
+            expired = self.watch(process, delivery, stderr, late)
         finally:
             with self.lock:
                 del self.running[delivery]
@@ -154,6 +164,8 @@ class CommandRunner:
             if interrupted:
                 signal_session(process.pid, signal.SIGKILL)  # what it left behind
             self.guard.release(process.pid)
+        if timeout is not None and expired:
+            return timed_out(delivery, timeout, stderr.text())
         if interrupted:
             return Ending(delivery, Verdict.STOPPED)
         return judge_status(delivery, process.returncode, stderr.text())
@@ -191,8 +203,18 @@ class CommandRunner:
         else:
             threading.Thread(target=write_body, args=(process, body), daemon=True).start()
 
-    def watch(self, process: subprocess.Popen[bytes], delivery: Delivery, stderr: Tail) -> None:
-        """Until it has ended; its stderr goes to ours, and the end of it is kept."""
+    def watch(
+        self,
+        process: subprocess.Popen[bytes],
+        delivery: Delivery,
+        stderr: Tail,
+        late: float | None,
+    ) -> bool:
+        """Until it has ended; its stderr goes to ours, and the end of it is kept.
+
+        True if it was still running at the time `late`, and was stopped for that.
+        """
+        expired = False
         assert process.stderr is not None
         source = process.stderr.fileno()
         os.set_blocking(source, False)
@@ -205,7 +227,11 @@ class CommandRunner:
             while process.poll() is None:
                 if not stderr.ended and stderr.take(source):
                     poller.unregister(source)
-                poller.poll(self.patience(delivery, known_end=end is not None))
+                poller.poll(self.patience(delivery, known_end=end is not None, late=late))
+                is_late = late is not None and time.monotonic() >= late
+                if is_late and process.poll() is None and delivery not in self.stopped:
+                    expired, late = True, None
+                    self.interrupt([delivery])
         finally:
             if end is not None:
                 os.close(end)
@@ -213,13 +239,16 @@ class CommandRunner:
         while not stderr.ended and not stderr.take(source) and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY)
         process.stderr.close()
+        return expired
 
-    def patience(self, delivery: Delivery, *, known_end: bool) -> float:
+    def patience(self, delivery: Delivery, *, known_end: bool, late: float | None) -> float:
         """Milliseconds to sleep; a command that was asked to stop is killed in time."""
         kill_at = self.stopped.get(delivery)
         if kill_at is not None and kill_at <= time.monotonic():
             signal_session(self.running[delivery].pid, signal.SIGKILL)
-        return 1000.0 if known_end and kill_at is None else LOOK_EVERY * 1000
+        if not known_end or kill_at is not None:
+            return LOOK_EVERY * 1000
+        return 1000.0 if late is None else max(0.0, min(1.0, late - time.monotonic())) * 1000
 
 
 class Tail:
@@ -254,7 +283,7 @@ def judge_status(delivery: Delivery, status: int, stderr: str) -> Ending:
     lines = [line for line in stderr.splitlines() if line.strip()]
     told = f": {one_line(lines[-1])}" if lines else ""
     reason = f"the command {how_it_died(status)}{told}"
-    verdict = Verdict.REJECTED if status == EX_DATAERR else Verdict.FAILED
+    verdict = {EX_DATAERR: Verdict.REJECTED, EX_TEMPFAIL: Verdict.AGAIN}.get(status, Verdict.FAILED)
     return Ending(delivery, verdict, one_line(reason), stderr)
 
 

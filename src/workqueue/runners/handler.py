@@ -7,14 +7,15 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from workqueue.codec import decode
-from workqueue.errors import BadPayload, HandlerNotFound, Reject
+from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater
 from workqueue.message import Delivery, Job, Lost
+from workqueue.middleware import Middleware, around_handler
 from workqueue.runners.runner import Ending, Verdict
 
 Handler = Callable[[Job[Any]], object]
@@ -22,14 +23,18 @@ Handler = Callable[[Job[Any]], object]
 LONGEST_REASON = 300
 
 
-def handle(handler: Handler, delivery: Delivery, lost: Lost) -> Ending:
+def handle(
+    handler: Handler, delivery: Delivery, lost: Lost, middleware: Sequence[Middleware] = ()
+) -> Ending:
     """Decode, call, and say how it ended. Raises nothing but what stops a process."""
     try:
         job = make_job(delivery, lost)
     except BadPayload as error:
         return Ending(delivery, Verdict.REJECTED, one_line(str(error)))
     try:
-        handler(job)
+        around_handler(middleware, handler)(job)
+    except RetryLater as signal:
+        return Ending(delivery, Verdict.LATER, one_line(str(signal)), delay=signal.delay)
     except Reject as signal:
         return Ending(delivery, Verdict.REJECTED, one_line(signal.reason))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is the task's

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,12 @@ import msgspec
 
 from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery
+from workqueue.middleware import Middleware, check_none_wraps
+from workqueue.retry import TaskOptions
 from workqueue.runners.child import LOSE, READY, UNUSABLE, Report, Setup, Task, head
 from workqueue.runners.guard import Guard
 from workqueue.runners.handler import Handler, name_of
-from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.runner import Ending, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
 from workqueue.transports.bell import Bell
 
@@ -58,7 +60,9 @@ class Slot:
     control: socket.socket
     ready: bool = False
     delivery: Delivery | None = None
+    timeout: float | None = None
     stopping: bool = False
+    late: bool = False
     stale: bool = False
     writing: bool = False
     inbox: bytearray = field(default_factory=bytearray)
@@ -68,14 +72,15 @@ class Slot:
 @dataclass(frozen=True, slots=True)
 class Alarm:
     """What is to happen at a time of the monotonic clock: to a child, if it still runs the same
-    job, or, without one, the launch of another."""
+    job, or, without one, the launch of another. `late` says that the job's time is over."""
 
     at: float
     slot: Slot | None = None
     delivery: Delivery | None = None
+    late: bool = False
 
 
-Order = tuple[Literal["run", "lose", "stop", "close"], Delivery | None]
+Word = Literal["run", "lose", "stop", "close"]
 
 
 class ProcessRunner:
@@ -87,8 +92,14 @@ class ProcessRunner:
     """
 
     def __init__(
-        self, handler: Handler | str, *, finish_lost: bool = False, reload: bool = False
+        self,
+        handler: Handler | str,
+        *,
+        finish_lost: bool = False,
+        reload: bool = False,
+        middleware: Sequence[Middleware | str] = (),
     ) -> None:
+        self.middleware = names_of(middleware)
         self.handler = handler if isinstance(handler, str) else name_of(handler)
         self.finish_lost = finish_lost
         self.reload = reload
@@ -98,13 +109,14 @@ class ProcessRunner:
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         self.ring = ring
-        self.orders: deque[Order] = deque()
+        self.orders: deque[tuple[Word, Delivery | None, float | None]] = deque()
         self.bell = Bell()
         self.ended: deque[Ending] = deque()
         self.slots: list[Slot] = []
-        self.backlog: deque[Delivery] = deque()
+        self.backlog: deque[tuple[Delivery, float | None]] = deque()
         self.alarms: list[Alarm] = []
         self.stopping = False
+        self.options: Mapping[str, TaskOptions] = {}
         self.files: dict[str, float] = {}
         self.vacant = 0
         self.unusable: HandlerNotFound | None = None
@@ -124,12 +136,14 @@ class ProcessRunner:
             self.close()
             raise self.unusable
 
-    def order(self, word: Literal["run", "lose", "stop", "close"], what: Delivery | None) -> None:
-        self.orders.append((word, what))
+    def order(
+        self, word: Word, delivery: Delivery | None = None, timeout: float | None = None
+    ) -> None:
+        self.orders.append((word, delivery, timeout))
         self.bell.ring()
 
-    def run(self, delivery: Delivery) -> None:
-        self.order("run", delivery)
+    def run(self, delivery: Delivery, timeout: float | None = None) -> None:
+        self.order("run", delivery, timeout)
 
     def endings(self) -> list[Ending]:
         ended = []
@@ -144,13 +158,13 @@ class ProcessRunner:
             self.order("lose", delivery)
 
     def stop(self) -> None:
-        self.order("stop", None)
+        self.order("stop")
 
     def close(self) -> None:
         if self.thread is None:
             return
         thread, self.thread = self.thread, None
-        self.order("close", None)
+        self.order("close")
         thread.join()
         self.guard.close()
         self.bell.close()
@@ -165,11 +179,11 @@ class ProcessRunner:
                 else:
                     self.attend(key.data, events)
             while self.orders:
-                word, delivery = self.orders.popleft()
+                word, delivery, timeout = self.orders.popleft()
                 if word == "close":
                     self.end_all()
                     return
-                self.obey(word, delivery)
+                self.obey(word, delivery, timeout)
             self.sound_alarms()
             if self.reload and self.files_changed():
                 self.replace_children()
@@ -182,16 +196,16 @@ class ProcessRunner:
         soonest = max(0.0, min(alarm.at for alarm in self.alarms) - time.monotonic())
         return soonest if longest is None else min(soonest, longest)
 
-    def obey(self, word: str, delivery: Delivery | None) -> None:
+    def obey(self, word: Word, delivery: Delivery | None, timeout: float | None) -> None:
         match word:
             case "run":
                 assert delivery is not None
-                self.backlog.append(delivery)
+                self.backlog.append((delivery, timeout))
             case "lose":
                 self.tell_of_loss(delivery)
             case "stop":
                 self.stopping = True
-                for waiting in self.backlog:
+                for waiting, _ in self.backlog:
                     self.end(Ending(waiting, Verdict.STOPPED))
                 self.backlog.clear()
                 for slot in self.slots:
@@ -202,7 +216,10 @@ class ProcessRunner:
         """Jobs that wait go to children that are ready and idle."""
         for slot in self.slots:
             if self.backlog and slot.ready and not slot.delivery and not slot.stopping:
-                delivery = slot.delivery = self.backlog.popleft()
+                delivery, timeout = self.backlog.popleft()
+                slot.delivery, slot.timeout = delivery, timeout
+                if timeout is not None:
+                    self.alarms.append(Alarm(time.monotonic() + timeout, slot, delivery, late=True))
                 task = Task(
                     delivery.message, delivery.queue, delivery.attempt, delivery.redelivered
                 )
@@ -239,7 +256,7 @@ class ProcessRunner:
         jobs.setblocking(False)
         slot = Slot(process, jobs, control)
         self.selector.register(jobs, selectors.EVENT_READ, slot)
-        setup = Setup(handler=self.handler, path=sys.path)
+        setup = Setup(handler=self.handler, path=sys.path, middleware=self.middleware)
         self.send(slot, msgspec.msgpack.encode(setup))
         return slot
 
@@ -288,21 +305,28 @@ class ProcessRunner:
             slot.ready = True
             self.started.set()
             self.files = {file: modified(file) for file in report.files}
+            self.options = report.options
         elif report.verdict == UNUSABLE and self.reload and self.started.is_set():
             log.error("%s; waiting for the next change", report.reason)
         elif report.verdict == UNUSABLE:
             self.give_up(report.reason, hint=report.error)
         elif slot.delivery is not None:
-            delivery, slot.delivery = slot.delivery, None
-            if slot.stopping:
-                # The signal may still be on its way: this child runs nothing any more.
+            self.finish(slot, slot.delivery, report)
+            slot.delivery = None
+            if slot.stopping or slot.stale:
+                # A signal may still be on its way: this child runs nothing any more.
+                slot.stopping = True
                 signal_session(slot.process.pid, signal.SIGKILL)
-                self.end(Ending(delivery, Verdict.STOPPED))
-            else:
-                verdict = Verdict(report.verdict)
-                self.end(Ending(delivery, verdict, report.reason, report.error))
-                if slot.stale:
-                    signal_session(slot.process.pid, signal.SIGKILL)
+
+    def finish(self, slot: Slot, delivery: Delivery, report: Report) -> None:
+        """The job's ending, which is not what the child says where we have stopped it."""
+        if slot.late and slot.timeout is not None:
+            self.end(timed_out(delivery, slot.timeout, report.error))
+        elif slot.stopping:
+            self.end(Ending(delivery, Verdict.STOPPED))
+        else:
+            verdict = Verdict(report.verdict)
+            self.end(Ending(delivery, verdict, report.reason, report.error, report.delay))
 
     def end(self, ending: Ending) -> None:
         self.ended.append(ending)
@@ -315,8 +339,8 @@ class ProcessRunner:
         self.alarms = [alarm for alarm in self.alarms if alarm.slot is not slot]
         status = self.finish_off(slot)
         if slot.delivery is not None:
-            verdict = Verdict.STOPPED if slot.stopping else Verdict.FAILED
-            self.end(Ending(slot.delivery, verdict, f"its process {how_it_died(status)}"))
+            told = f"its process {how_it_died(status)}"
+            self.finish(slot, slot.delivery, Report(Verdict.FAILED.value, told))
         if self.stopping or self.unusable:
             return
         if slot.ready or slot.stopping:
@@ -364,9 +388,9 @@ class ProcessRunner:
     # -- stopping what runs
 
     def tell_of_loss(self, delivery: Delivery | None) -> None:
-        if delivery is not None and delivery in self.backlog:
-            self.backlog.remove(delivery)
-            self.end(Ending(delivery, Verdict.STOPPED))
+        for waiting in [entry for entry in self.backlog if entry[0] is delivery]:
+            self.backlog.remove(waiting)
+            self.end(Ending(waiting[0], Verdict.STOPPED))
         for slot in self.slots:
             if slot.delivery is delivery:
                 with suppress(OSError):
@@ -389,9 +413,10 @@ class ProcessRunner:
                 self.slots.append(self.launch())
             elif alarm.slot.delivery is not alarm.delivery:
                 continue
-            elif alarm.slot.stopping:
+            elif alarm.slot.stopping and not alarm.late:
                 signal_session(alarm.slot.process.pid, signal.SIGKILL)
-            else:
+            elif not alarm.slot.stopping:
+                alarm.slot.late = alarm.late
                 self.interrupt(alarm.slot)
 
     def end_all(self) -> None:
@@ -399,6 +424,12 @@ class ProcessRunner:
             self.finish_off(slot)
         self.slots.clear()
         self.selector.close()
+
+
+def names_of(middleware: Sequence[Middleware | str]) -> list[str]:
+    """What the children load; an object of this process cannot be where their handlers are."""
+    check_none_wraps((one for one in middleware if not isinstance(one, str)), "a child process")
+    return [one for one in middleware if isinstance(one, str)]
 
 
 def modified(file: str) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from workqueue.message import Delivery
+from workqueue.retry import TaskOptions
 
 
 class Verdict(Enum):
@@ -15,6 +16,8 @@ class Verdict(Enum):
 
     DONE = "done"
     FAILED = "failed"
+    AGAIN = "again"
+    LATER = "later"
     REJECTED = "rejected"
     STOPPED = "stopped"
 
@@ -23,25 +26,42 @@ class Verdict(Enum):
 class Ending:
     """One run is over. `reason` is one line; `error` the end of a traceback or of stderr.
 
-    STOPPED means that it was cut short by us: not the task's fault, and not an attempt.
+    AGAIN is a failure that is tried again however many there were. LATER is none: the handler
+    asked for another time, `delay` seconds from now. STOPPED means that it was cut short by us:
+    not the task's fault, and not an attempt.
     """
 
     delivery: Delivery
     verdict: Verdict
     reason: str = ""
     error: str = ""
+    delay: float = 0.0
+
+
+def timed_out(delivery: Delivery, timeout: float, error: str = "") -> Ending:
+    """The ending of a run that took too long; `error` is where it was, if that is known."""
+    return Ending(delivery, Verdict.FAILED, f"timed out after {timeout:g} s", error)
 
 
 class Runner(Protocol):
     """Runs jobs in slots. All methods are called by the worker's thread alone."""
+
+    @property
+    def options(self) -> Mapping[str, TaskOptions]:
+        """What the handler's tasks ask for, by their type; known once it is started."""
+        ...
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         """Ready to run `slots` jobs at once; `ring` is to be called, from any thread, whenever
         one has ended. Raises HandlerNotFound."""
         ...
 
-    def run(self, delivery: Delivery) -> None:
-        """Start it in a free slot, of which the worker knows there is one. Does not wait."""
+    def run(self, delivery: Delivery, timeout: float | None = None) -> None:
+        """Start it in a free slot, of which the worker knows there is one. Does not wait.
+
+        After `timeout` seconds it is stopped, with all that it started, and has failed. Raises
+        Unsupported, before anything is run, where nothing can be stopped.
+        """
         ...
 
     def endings(self) -> list[Ending]:

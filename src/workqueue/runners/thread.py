@@ -9,19 +9,29 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from workqueue.errors import Unsupported
 from workqueue.message import Delivery, Lost
+from workqueue.middleware import Middleware
+from workqueue.retry import TaskOptions
 from workqueue.runners.handler import Handler, check_handler, handle
 from workqueue.runners.runner import Ending, Verdict
+
+NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
 
 
 class ThreadRunner:
     """One daemon thread per slot: a handler that hangs does not keep the process from ending."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, *, middleware: Sequence[Middleware] = ()) -> None:
+        self.middleware = middleware
         self.handler = check_handler(handler, getattr(handler, "__qualname__", repr(handler)))
         self.threads: list[threading.Thread] = []
+
+    @property
+    def options(self) -> Mapping[str, TaskOptions]:
+        return {}
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         self.ring = ring
@@ -38,10 +48,12 @@ class ThreadRunner:
     def work(self) -> None:
         while (task := self.waiting.get()) is not None:
             delivery, lost = task
-            self.ended.append(handle(self.handler, delivery, lost))
+            self.ended.append(handle(self.handler, delivery, lost, self.middleware))
             self.ring()
 
-    def run(self, delivery: Delivery) -> None:
+    def run(self, delivery: Delivery, timeout: float | None = None) -> None:
+        if timeout is not None:
+            raise Unsupported(NO_TIMEOUT, hint="Use runner='process', which can.")
         lost = self.running[delivery] = Lost()
         self.waiting.put((delivery, lost))
 
