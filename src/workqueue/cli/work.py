@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import typer
@@ -66,10 +66,24 @@ def prefetch_count(text: str) -> int | None:
     return int(text)
 
 
-def backoff_range(text: str) -> tuple[float, float]:
-    """The first and the longest delay, from "1s..10m"; one alone is both."""
+USUAL = RetryPolicy()
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """The first delay and the longest, in seconds."""
+
+    first: float
+    longest: float
+
+    def __str__(self) -> str:
+        return f"{self.first:g}s..{self.longest:g}s"
+
+
+def backoff_range(text: str) -> Backoff:
+    """From "1s..10m"; one time alone is both."""
     first, dots, longest = str(text).partition("..")
-    return duration(first), duration(longest if dots else first)
+    return Backoff(duration(first), duration(longest if dots else first))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -124,16 +138,16 @@ def work(
             envvar="WORKQUEUE_MAX_ATTEMPTS",
             help="Failures of a task until it is a dead letter.",
         ),
-    ] = RetryPolicy().max_attempts,
+    ] = USUAL.max_attempts,
     backoff: Annotated[
-        tuple[float, float],
+        Backoff,
         typer.Option(
             parser=backoff_range,
             metavar="TIME..TIME",
             envvar="WORKQUEUE_BACKOFF",
             help="Before the second attempt, and at most; in between it doubles.",
         ),
-    ] = "1s..10m",  # type: ignore[assignment]  # what the parser is given
+    ] = Backoff(USUAL.first, USUAL.longest),
     max_messages: Annotated[
         int | None,
         typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
@@ -220,7 +234,6 @@ def work(
 
     with session.connect() as broker:
         show_log(log_format=log_format, quiet=session.quiet, verbose=session.verbose)
-        first, longest = backoff
         plugins = load_middleware(names)
         if exec_:
             check_none_wraps(plugins, "--exec")
@@ -232,7 +245,9 @@ def work(
             runner=runner or "thread",
             concurrency=concurrency,
             prefetch=prefetch,
-            retry=RetryPolicy(max_attempts=max_attempts, first=first, longest=longest),
+            retry=RetryPolicy(
+                max_attempts=max_attempts, first=backoff.first, longest=backoff.longest
+            ),
             timeout=timeout,
             grace=grace,
             ack=ack,
