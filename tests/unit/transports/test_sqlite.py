@@ -59,9 +59,10 @@ class Counted(SQLiteTransport):
 
 def check_counters(path: Path) -> None:
     with closing(sqlite3.connect(path)) as looking:
-        told = looking.execute("SELECT id, ready, in_flight FROM queues").fetchall()
+        told = looking.execute("SELECT id, ready, delayed, in_flight FROM queues").fetchall()
         true = looking.execute(
-            "SELECT q.id, count(m.place) - count(m.consumer), count(m.consumer)"
+            "SELECT q.id, count(m.place) - count(m.consumer) - count(m.due_at), count(m.due_at),"
+            " count(m.consumer)"
             " FROM queues q LEFT JOIN messages m ON m.queue = q.id GROUP BY q.id"
         ).fetchall()
     assert sorted(told) == sorted(true)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sqlite3
@@ -19,8 +20,8 @@ from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import Database
 from workqueue.transports.sqlite.life import enter, leave
-from workqueue.transports.sqlite.rows import Row, pack, unpack
-from workqueue.transports.sqlite.upkeep import recover, sweep
+from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
+from workqueue.transports.sqlite.upkeep import keep_time, recover
 
 BEAT = 0.5
 """Seconds between two looks at who of the others has died."""
@@ -80,10 +81,14 @@ class SQLiteConsumer:
                 return []
             seen = self.database.version()  # before the look: what comes after it is news
             room = self.room(limit)
-            taken = self.take(room) if self.anything_ready() and room > 0 else []
+            ready_in = self.ready_in()
+            taken = self.take(room) if room > 0 and ready_in <= 0 else []
             if taken or time.monotonic() >= deadline:
                 return taken
-            self.wait(min(deadline, self.next_beat), seen if room > 0 else None)
+            until = min(deadline, self.next_beat)
+            if ready_in > 0:
+                until = min(until, time.monotonic() + ready_in)
+            self.wait(until, seen if room > 0 else None)
 
     def room(self, limit: int) -> int:
         if self.paused:
@@ -109,38 +114,31 @@ class SQLiteConsumer:
         self.is_known()
         self.next_beat = time.monotonic() + BEAT
 
-    def anything_ready(self) -> bool:
-        """A cheap look: no writing where nothing waits. Raises ConsumerLost without a queue."""
-        found = self.database.read("SELECT ready FROM queues WHERE id = ?", (self.queue_id,))
+    def ready_in(self) -> float:
+        """Seconds until there is something to take, 0 if there is, infinity if nothing is known.
+
+        A cheap look: no writing where nothing waits. Raises ConsumerLost without a queue.
+        """
+        found = self.database.read(store.NEXT, (self.queue_id,))
         if not found:
             self.end(f"queue {self.queue} was deleted")
-        return bool(found[0][0] > 0)
+        ready, due_at = found[0]
+        if ready > 0:
+            return 0.0
+        return math.inf if due_at is None else max(0.0, due_at - time.time())
 
     def take(self, room: int) -> list[Delivery]:
         """What is ready, without waiting."""
-        sweep(self.database, self.queue_id, self.queue)
+        keep_time(self.database, self.queue_id, self.queue)
         with self.database.transaction() as connection:
             if not self.is_known():
                 return []
             rows = store.claim(connection, self.queue_id, self.life.id, room, time.time())
-        taken = [self.lend(row) for row in rows]
+        taken = [lend(row, self.queue) for row in rows]
         self.out.update(taken)
         if taken:
             self.pace = SOON
         return taken
-
-    def lend(self, row: Row) -> Delivery:
-        place, redelivered, deaths, *columns = row
-        message, unreadable = unpack(tuple(columns))
-        return Delivery(
-            message=message,
-            queue=self.queue,
-            attempt=attempt_of(message.headers),
-            redelivered=bool(redelivered),
-            deaths=deaths,
-            unreadable=unreadable,
-            receipt=place,
-        )
 
     # -- settle --------------------------------------------------------------------------------
 
@@ -163,16 +161,17 @@ class SQLiteConsumer:
         now = time.time()
         gone: list[int] = []
         back: list[int] = []
-        again: list[Row] = []
+        again: list[Parcel] = []
         for outcome in outcomes:
             match outcome:
                 case Ack(delivery):
                     gone.append(delivery.receipt)
                 case Requeue(delivery):
                     back.append(delivery.receipt)
-                case Retry(delivery):
+                case Retry(delivery, _, delay, failed):
                     gone.append(delivery.receipt)
-                    again.append(pack(retry_copy(delivery), store.largest_row(connection)))
+                    copy = retry_copy(delivery, delay, failed=failed)
+                    again.append(pack(copy, store.largest_row(connection)))
                 case Reject(delivery, reason, error):
                     gone.append(delivery.receipt)
                     store.bury(connection, delivery, reason, error, now)
@@ -242,3 +241,18 @@ class SQLiteConsumer:
             lost, self.lost = self.lost, set()
             told = f"{self.database.path}: another process took this consumer for dead"
             raise DeliveriesLost(told, list(lost))
+
+
+def lend(row: Row, queue: str) -> Delivery:
+    """A row as `store.claim` and the peeks give it."""
+    place, redelivered, deaths, *columns = row
+    message, unreadable = unpack(tuple(columns))
+    return Delivery(
+        message=message,
+        queue=queue,
+        attempt=attempt_of(message.headers),
+        redelivered=bool(redelivered),
+        deaths=deaths,
+        unreadable=unreadable,
+        receipt=place,
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from workqueue.errors import QueueMismatch, QueueNotFound
-from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats
+from workqueue.message import Delivery
+from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, State
 from workqueue.transports.sqlite import place, store, upkeep
 from workqueue.transports.sqlite.address import parse
-from workqueue.transports.sqlite.consumer import SQLiteConsumer
+from workqueue.transports.sqlite.consumer import SQLiteConsumer, lend
 from workqueue.transports.sqlite.database import Database
 from workqueue.transports.sqlite.publisher import SQLitePublisher
 
@@ -59,14 +60,14 @@ class SQLiteTransport:
     def stats(self, queue: str) -> QueueStats:
         with self.open_queue(queue) as (database, found):
             upkeep.recover(database)
-            upkeep.sweep(database, found.id, queue)
+            upkeep.keep_time(database, found.id, queue)
             rows = database.read(store.STATS, {"queue": found.id, "dead": queue + DEAD_SUFFIX})
         if not rows:
             raise QueueNotFound(queue)
-        ready, in_flight, dead, consumers, oldest = rows[0]
+        ready, in_flight, delayed, dead, consumers, oldest = rows[0]
         return QueueStats(
             ready=ready,
-            delayed=0,
+            delayed=delayed,
             in_flight=in_flight,
             dead=dead or 0,
             consumers=consumers,
@@ -78,6 +79,19 @@ class SQLiteTransport:
             return []
         with self.open() as database:
             return [name for (name,) in database.read("SELECT name FROM queues ORDER BY name")]
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        with self.open_queue(queue) as (database, found):
+            upkeep.keep_time(database, found.id, queue)
+            look = store.PEEK_READY if state == "ready" else store.PEEK_DELAYED
+            return [lend(row, queue) for row in database.read(look, (found.id, limit))]
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        with self.open_queue(spec.name) as (database, found):
+            with database.transaction() as connection:
+                store.change_queue(connection, found.id, spec)
+            say(f"queue {spec.name} has its new parameters")
+            return 0
 
     def purge(self, queue: str) -> int:
         with self.open_queue(queue) as (database, found):

@@ -73,9 +73,9 @@ class SQLitePublisher:
 
 
 def in_bounds(
-    queue: store.QueueRow, packed: dict[int, rows.Row], name: str
-) -> tuple[list[rows.Row], dict[int, NotSent]]:
-    """The rows that the queue has room for, and a cause for each of the others."""
+    queue: store.QueueRow, packed: dict[int, rows.Parcel], name: str
+) -> tuple[list[rows.Parcel], dict[int, NotSent]]:
+    """The parcels that the queue has room for, and a cause for each of the others."""
     placed = list(packed.values())
     if queue.max_length is None:
         return placed, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,15 +11,24 @@ from workqueue.errors import NotSent, Refused, TooLarge
 from workqueue.message import Message
 
 Row = tuple[Any, ...]
-"""What `pack` gives and `unpack` takes: priority, id, content_type, content_encoding,
-type, correlation_id, reply_to, app_id, sent_at, headers, body."""
+"""What `unpack` takes: priority, id, content_type, content_encoding, type, correlation_id,
+reply_to, app_id, sent_at, headers, body."""
+
+
+class Parcel(NamedTuple):
+    """A message ready to be stored: its row, and what was asked about its time."""
+
+    row: Row
+    delay: float
+    ttl: float | None
+
 
 OVERHEAD = 1_000
 """Bytes of a row beside texts, headers and body; generously."""
 
 
-def pack(message: Message, largest: int) -> Row:
-    """The row of `message`. Raises Refused or TooLarge for one that SQLite cannot keep.
+def pack(message: Message, largest: int) -> Parcel:
+    """`message` as it is stored. Raises Refused or TooLarge for one that SQLite cannot keep.
 
     Everything is tried here, so that one message cannot spoil the transaction of the others.
     `largest` is how many bytes SQLite takes for a row.
@@ -43,21 +52,22 @@ def pack(message: Message, largest: int) -> Row:
     length += len(headers or b"") + len(message.body) + OVERHEAD
     if length > largest:
         raise TooLarge(f"message {message.id!a} has {length} bytes: SQLite takes up to {largest}")
-    return (message.priority, *texts, message.sent_at, headers, message.body)
+    row = (message.priority, *texts, message.sent_at, headers, message.body)
+    return Parcel(row, message.delay, message.ttl)
 
 
 def pack_all(
     messages: Sequence[Message], largest: int
-) -> tuple[dict[int, Row], dict[int, NotSent]]:
-    """Rows, and causes where there can be none, by the message's place in `messages`."""
-    rows: dict[int, Row] = {}
+) -> tuple[dict[int, Parcel], dict[int, NotSent]]:
+    """Parcels, and causes where there can be none, by the message's place in `messages`."""
+    parcels: dict[int, Parcel] = {}
     causes: dict[int, NotSent] = {}
     for index, message in enumerate(messages):
         try:
-            rows[index] = pack(message, largest)
+            parcels[index] = pack(message, largest)
         except NotSent as cause:
             causes[index] = cause
-    return rows, causes
+    return parcels, causes
 
 
 def pack_headers(headers: Mapping[str, Any]) -> bytes | None:

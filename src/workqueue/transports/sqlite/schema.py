@@ -11,15 +11,14 @@ APPLICATION_ID = int.from_bytes(b"wrkq", "big")
 VERSION = 1
 
 # Arrival is the rowid, `place`: it only grows, and a message keeps it when it is given back.
-# `since` is when the message became ready, `expires_at` when it becomes a dead letter; both are
-# seconds since 1970. `consumer` is who holds it, NULL while it is ready. So each index is as
-# small as what it serves, and a claim costs the same with ten rows waiting and with a million.
-# (A delay can become a column `due_at`, NULL again once it is over, and one more condition of the
-# index `ready`; a message's own ttl needs nothing but its `expires_at`.)
+# `since` is when the message became ready, `expires_at` when it becomes a dead letter, `due_at`
+# when its delay is over, NULL once it is; all are seconds since 1970. `consumer` is who holds it,
+# NULL while nobody does. So each index is as small as what it serves, and a claim costs the same
+# with ten rows waiting and with a million, be they ready or delayed.
 #
-# `ready` and `in_flight` count rows, in the same transaction as what they count: looking at a
-# queue is not a scan. Queue ids are never used twice, so that whoever works on a queue notices
-# that it was deleted and made anew.
+# `ready`, `delayed` and `in_flight` count rows, in the same transaction as what they count:
+# looking at a queue is not a scan. Queue ids are never used twice, so that whoever works on a queue
+# notices that it was deleted and made anew.
 SCHEMA = f"""
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -28,6 +27,7 @@ CREATE TABLE queues (
     max_length INTEGER,
     ttl REAL,
     ready INTEGER NOT NULL DEFAULT 0,
+    delayed INTEGER NOT NULL DEFAULT 0,
     in_flight INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE consumers (
@@ -43,6 +43,7 @@ CREATE TABLE messages (
     redelivered INTEGER NOT NULL DEFAULT 0,
     deaths INTEGER NOT NULL DEFAULT 0,
     since REAL NOT NULL,
+    due_at REAL,
     expires_at REAL,
     priority INTEGER NOT NULL,
     id TEXT,
@@ -56,10 +57,12 @@ CREATE TABLE messages (
     headers BLOB,
     body BLOB NOT NULL
 );
-CREATE INDEX ready ON messages (queue, priority DESC, place) WHERE consumer IS NULL;
+CREATE INDEX ready ON messages (queue, priority DESC, place)
+    WHERE consumer IS NULL AND due_at IS NULL;
+CREATE INDEX delayed ON messages (queue, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX held ON messages (consumer) WHERE consumer IS NOT NULL;
 CREATE INDEX expiring ON messages (queue, expires_at)
-    WHERE consumer IS NULL AND expires_at IS NOT NULL;
+    WHERE consumer IS NULL AND due_at IS NULL AND expires_at IS NOT NULL;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueType
 from workqueue.transports.copies import dead_copy
-from workqueue.transports.sqlite.rows import Row, pack, unpack
+from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
 
 DEFAULT_TYPE: QueueType = "quorum"
 """By name only: a program gets the same QueueMismatch here as on RabbitMQ."""
 
 INSERT = """
 INSERT INTO messages (
-    queue, since, expires_at, priority, id, content_type, content_encoding, type,
+    queue, since, due_at, expires_at, priority, id, content_type, content_encoding, type,
     correlation_id, reply_to, app_id, sent_at, headers, body
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 # INDEXED BY: that a claim costs the same however many wait is not left to the query planner.
@@ -27,7 +27,8 @@ CLAIM = """
 UPDATE messages SET consumer = ?
 WHERE place IN (
     SELECT place FROM messages INDEXED BY ready
-    WHERE queue = ? AND consumer IS NULL AND (expires_at IS NULL OR expires_at > ?)
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+        AND (expires_at IS NULL OR expires_at > ?)
     ORDER BY priority DESC, place LIMIT ?
 )
 RETURNING
@@ -39,13 +40,50 @@ EXPIRED = """
 SELECT place, priority, id, content_type, content_encoding, type, correlation_id, reply_to,
     app_id, sent_at, headers, body
 FROM messages INDEXED BY expiring
-WHERE queue = ? AND consumer IS NULL AND expires_at <= ?
+WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND expires_at <= ?
 ORDER BY expires_at, place LIMIT ?
 """
 
 ANY_EXPIRED = """
 SELECT 1 FROM messages INDEXED BY expiring
-WHERE queue = ? AND consumer IS NULL AND expires_at <= ? LIMIT 1
+WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND expires_at <= ? LIMIT 1
+"""
+
+NEXT = """
+SELECT ready, (
+    SELECT due_at FROM messages INDEXED BY delayed
+    WHERE queue = queues.id AND due_at IS NOT NULL ORDER BY due_at LIMIT 1
+)
+FROM queues WHERE id = ?
+"""
+
+ANY_DUE = """
+SELECT 1 FROM messages INDEXED BY delayed WHERE queue = ? AND due_at <= ? LIMIT 1
+"""
+
+# A message is ordered by its arrival, not by when it was due: what waited is not also late.
+PROMOTE = """
+UPDATE messages SET since = due_at, due_at = NULL
+WHERE place IN (
+    SELECT place FROM messages INDEXED BY delayed
+    WHERE queue = ? AND due_at <= ? ORDER BY due_at LIMIT ?
+)
+"""
+
+PEEK_READY = """
+SELECT place, redelivered, deaths, priority, id, content_type, content_encoding, type,
+    correlation_id, reply_to, app_id, sent_at, headers, body
+FROM messages INDEXED BY ready
+WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+ORDER BY priority DESC, place LIMIT ?
+"""
+
+PEEK_DELAYED = """
+SELECT place, redelivered, deaths, priority, id, content_type, content_encoding, type,
+    correlation_id, reply_to, app_id, sent_at, headers, body
+FROM messages INDEXED BY delayed
+WHERE queue = ? AND due_at IS NOT NULL
+ORDER BY due_at LIMIT ?
 """
 
 # The first of each priority is its oldest, so `step` goes from priority to priority.
@@ -53,17 +91,18 @@ STATS = """
 WITH RECURSIVE step (priority, since) AS (
     SELECT * FROM (
         SELECT priority, since FROM messages INDEXED BY ready
-        WHERE queue = :queue AND consumer IS NULL
+        WHERE queue = :queue AND consumer IS NULL AND due_at IS NULL
         ORDER BY priority DESC, place LIMIT 1
     )
     UNION ALL
     SELECT below.priority, below.since FROM step JOIN messages AS below ON below.place = (
         SELECT place FROM messages INDEXED BY ready
-        WHERE queue = :queue AND consumer IS NULL AND priority < step.priority
+        WHERE queue = :queue AND consumer IS NULL AND due_at IS NULL
+            AND priority < step.priority
         ORDER BY priority DESC, place LIMIT 1
     )
 )
-SELECT ready, in_flight,
+SELECT ready, in_flight, delayed,
     (SELECT ready FROM queues WHERE name = :dead),
     (SELECT count(*) FROM consumers WHERE queue = :queue),
     (SELECT min(since) FROM step)
@@ -109,28 +148,67 @@ def dead_letters_of(connection: sqlite3.Connection, name: str) -> QueueRow:
     return found
 
 
+def change_queue(connection: sqlite3.Connection, queue: int, spec: QueueSpec) -> None:
+    """Other parameters; what is there stays, and keeps the times that it was given."""
+    connection.execute(
+        "UPDATE queues SET type = coalesce(?, type), max_length = ?, ttl = ? WHERE id = ?",
+        (spec.type, spec.max_length, spec.ttl, queue),
+    )
+
+
 def delete_queue(connection: sqlite3.Connection, queue: int) -> None:
     connection.execute(
         "DELETE FROM messages WHERE consumer IN (SELECT id FROM consumers WHERE queue = ?)",
         (queue,),
     )
-    connection.execute("DELETE FROM messages WHERE queue = ? AND consumer IS NULL", (queue,))
+    connection.execute(
+        "DELETE FROM messages WHERE queue = ? AND consumer IS NULL AND due_at IS NULL", (queue,)
+    )
+    connection.execute("DELETE FROM messages WHERE queue = ? AND due_at IS NOT NULL", (queue,))
     connection.execute("DELETE FROM consumers WHERE queue = ?", (queue,))
     connection.execute("DELETE FROM queues WHERE id = ?", (queue,))
 
 
-def count(connection: sqlite3.Connection, queue: int, ready: int, in_flight: int = 0) -> None:
-    if ready or in_flight:
+def count(
+    connection: sqlite3.Connection,
+    queue: int,
+    *,
+    ready: int = 0,
+    delayed: int = 0,
+    in_flight: int = 0,
+) -> None:
+    if ready or delayed or in_flight:
         connection.execute(
-            "UPDATE queues SET ready = ready + ?, in_flight = in_flight + ? WHERE id = ?",
-            (ready, in_flight, queue),
+            "UPDATE queues SET ready = ready + ?, delayed = delayed + ?,"
+            " in_flight = in_flight + ? WHERE id = ?",
+            (ready, delayed, in_flight, queue),
         )
 
 
-def put(connection: sqlite3.Connection, queue: QueueRow, rows: Sequence[Row], now: float) -> None:
-    expires_at = None if queue.ttl is None else now + queue.ttl
-    connection.executemany(INSERT, [(queue.id, now, expires_at, *row) for row in rows])
-    count(connection, queue.id, len(rows))
+def put(
+    connection: sqlite3.Connection, queue: QueueRow, parcels: Sequence[Parcel], now: float
+) -> None:
+    connection.executemany(INSERT, [(queue.id, *times(queue, p, now), *p.row) for p in parcels])
+    delayed = sum(parcel.delay > 0 for parcel in parcels)
+    count(connection, queue.id, ready=len(parcels) - delayed, delayed=delayed)
+
+
+def times(queue: QueueRow, parcel: Parcel, now: float) -> tuple[float, float | None, float | None]:
+    """`since`, `due_at` and `expires_at` of a message that comes now."""
+    ready_at = now + parcel.delay
+    ttl = min((ttl for ttl in (queue.ttl, parcel.ttl) if ttl is not None), default=None)
+    return (
+        ready_at,
+        ready_at if parcel.delay > 0 else None,
+        None if ttl is None else ready_at + ttl,
+    )
+
+
+def promote(connection: sqlite3.Connection, queue: int, now: float, limit: int) -> int:
+    """Up to `limit` messages whose delay is over are ready; how many."""
+    promoted = connection.execute(PROMOTE, (queue, now, limit)).rowcount
+    count(connection, queue, ready=promoted, delayed=-promoted)
+    return promoted
 
 
 def claim(
@@ -138,7 +216,7 @@ def claim(
 ) -> list[Row]:
     """Up to `limit` ready messages are held by `consumer`, in the order of handing out."""
     rows = connection.execute(CLAIM, (consumer, queue, now, limit)).fetchall()
-    count(connection, queue, -len(rows), len(rows))
+    count(connection, queue, ready=-len(rows), in_flight=len(rows))
     # RETURNING promises no order. A row is place, redelivered, deaths, priority, …
     return sorted(rows, key=lambda row: (-row[3], row[0]))
 
@@ -147,7 +225,7 @@ def forget(connection: sqlite3.Connection, queue: int, places: Iterable[int]) ->
     """Held messages are gone."""
     gone = [(place,) for place in places]
     connection.executemany("DELETE FROM messages WHERE place = ?", gone)
-    count(connection, queue, 0, -len(gone))
+    count(connection, queue, in_flight=-len(gone))
 
 
 def give_back(connection: sqlite3.Connection, queue: int, places: Iterable[int]) -> None:
@@ -156,7 +234,7 @@ def give_back(connection: sqlite3.Connection, queue: int, places: Iterable[int])
     connection.executemany(
         "UPDATE messages SET consumer = NULL, redelivered = 1 WHERE place = ?", back
     )
-    count(connection, queue, len(back), -len(back))
+    count(connection, queue, ready=len(back), in_flight=-len(back))
 
 
 def bury(
@@ -185,7 +263,7 @@ def expire(connection: sqlite3.Connection, queue: int, name: str, now: float, li
         expired = Delivery(message=message, queue=name, unreadable=unreadable)
         bury(connection, expired, "expired", "", now)
     connection.executemany("DELETE FROM messages WHERE place = ?", [row[:1] for row in rows])
-    count(connection, queue, -len(rows))
+    count(connection, queue, ready=-len(rows))
     return len(rows)
 
 
@@ -193,10 +271,10 @@ def purge(connection: sqlite3.Connection, queue: int, last: int, limit: int) -> 
     """Up to `limit` ready messages up to the place `last` are gone; how many."""
     gone = connection.execute(
         "DELETE FROM messages WHERE place IN (SELECT place FROM messages INDEXED BY ready"
-        " WHERE queue = ? AND consumer IS NULL AND place <= ? LIMIT ?)",
+        " WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND place <= ? LIMIT ?)",
         (queue, last, limit),
     ).rowcount
-    count(connection, queue, -gone)
+    count(connection, queue, ready=-gone)
     return gone
 
 
@@ -216,4 +294,4 @@ def give_back_all(connection: sqlite3.Connection, consumer: int, *, died: bool) 
     for (queue,) in connection.execute(
         "DELETE FROM consumers WHERE id = ? RETURNING queue", (consumer,)
     ).fetchall():
-        count(connection, queue, back, -back)
+        count(connection, queue, ready=back, in_flight=-back)

@@ -26,8 +26,11 @@ def recover(database: Database) -> None:
             lock_path(folder, id_).unlink(missing_ok=True)
 
 
-def sweep(database: Database, queue: int, name: str) -> None:
-    """What has waited longer than its time is a dead letter."""
+def keep_time(database: Database, queue: int, name: str) -> None:
+    """What has waited for its time is ready; what has waited too long is a dead letter."""
+    while database.read(store.ANY_DUE, (queue, time.time())):
+        with database.transaction() as connection:
+            store.promote(connection, queue, time.time(), BATCH)
     while database.read(store.ANY_EXPIRED, (queue, time.time())):
         with database.transaction() as connection:
             store.expire(connection, queue, name, time.time(), BATCH)
