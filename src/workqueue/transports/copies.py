@@ -18,6 +18,7 @@ REASON = "workqueue-reason"
 ERROR = "workqueue-error"
 DEAD_AT = "workqueue-dead-at"
 ORIGIN = "workqueue-queue"
+DEATHS = "workqueue-deaths"
 
 LONGEST_REASON = 1_000
 LONGEST_ERROR = 8_000
@@ -43,6 +44,7 @@ def attempt_of(headers: Mapping[str, Any]) -> int:
 def retry_copy(delivery: Delivery, delay: float = 0.0, *, failed: bool = True) -> Message:
     """The message as it is to be tried again: all else but the failures as it was."""
     headers = without_brokers_own(delivery.message.headers)
+    headers.pop(DEATHS, None)
     if failed:
         headers[FAILURES] = delivery.attempt
     return replace(copy_with(delivery.message, headers), delay=delay)
@@ -56,8 +58,16 @@ def dead_copy(delivery: Delivery, reason: str, error: str, at: float) -> Message
     headers[DEAD_AT] = at
     headers[ORIGIN] = delivery.queue
     headers.pop(ERROR, None)
+    headers.pop(DEATHS, None)
     if error:
         headers[ERROR] = error[-LONGEST_ERROR:]
+    return copy_with(delivery.message, headers)
+
+
+def survivor_copy(delivery: Delivery) -> Message:
+    """The message as it is handed out again, after another worker was lost with it."""
+    headers = without_brokers_own(delivery.message.headers)
+    headers[DEATHS] = delivery.deaths + 1
     return copy_with(delivery.message, headers)
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import amqp
 
@@ -21,10 +23,18 @@ from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
 from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
-from workqueue.transports.copies import attempt_of, dead_copy, retry_copy
+from workqueue.transports.copies import (
+    DEATHS,
+    attempt_of,
+    dead_copy,
+    retry_copy,
+    survivor_copy,
+)
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.copier import Copier, Copy
+from workqueue.transports.rabbitmq.ladder import without_waiting
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
+from workqueue.transports.rabbitmq.migration import MarkerProbe
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
@@ -32,12 +42,18 @@ log = logging.getLogger("workqueue.rabbitmq")
 
 MOST_LANES = 64
 
+LOOK_PATIENCE = 1.0
+"""Seconds for the next message to arrive, when it is only looked at."""
+
+COPY_PATIENCE = 2.0
+"""Seconds for copies to become safe before a consumer closes."""
+
 
 class Lane:
     """One channel with one consumer. `held` is what was delivered on it and is not settled."""
 
     def __init__(
-        self, link: Link, survey: Survey, prefetch: int, arrived: Callable[[Delivery], None]
+        self, link: Link, survey: Survey, prefetch: int, arrived: Callable[..., None]
     ) -> None:
         self.link = link
         self.survey = survey
@@ -70,18 +86,19 @@ class Lane:
     def deliver(self, inbound: wire.Inbound) -> None:
         assert inbound.message is not None
         deliver = wire.decode_deliver(inbound.arguments)
-        headers = inbound.message.headers
+        headers = without_waiting(inbound.message.headers)
+        deaths = deaths_of(headers, redelivered=deliver.redelivered)
         delivery = Delivery(
-            message=inbound.message,
+            message=replace(inbound.message, headers=headers),
             queue=self.survey.queue,
             attempt=attempt_of(headers),
-            redelivered=deliver.redelivered,
-            deaths=deaths_of(headers) if deliver.redelivered else 0,
+            redelivered=deliver.redelivered or deaths > 0,
+            deaths=deaths,
             unreadable=inbound.unreadable,
             receipt=(self, deliver.tag),
         )
         self.held[deliver.tag] = delivery
-        self.arrived(delivery)
+        self.arrived(delivery, counted=not deliver.redelivered)
 
     def ack(self, tags: list[int]) -> bytes:
         """Frames that acknowledge `tags`, in as few as can be."""
@@ -141,6 +158,7 @@ class RabbitMQConsumer:
         self.paused = False
         self.finished: str | None = None
         self.bell = Bell()
+        self.probe = MarkerProbe(link, self.queue)
         self.copier = Copier(copier_connection, repair, self.wake)
         lanes, self.lane_prefetch = split(prefetch, one=survey.guarded)
         self.lanes = [self.open_lane() for _ in range(lanes)]
@@ -148,8 +166,13 @@ class RabbitMQConsumer:
     def open_lane(self) -> Lane:
         return Lane(self.link, self.survey, self.lane_prefetch, self.arrive)
 
-    def arrive(self, delivery: Delivery) -> None:
-        self.arrivals.append(delivery)
+    def arrive(self, delivery: Delivery, *, counted: bool) -> None:
+        """To be handed out; but from a classic queue, which counts no deaths, what comes back is
+        first replaced by a copy that counts this one."""
+        if counted or self.survey.type != "classic":
+            self.arrivals.append(delivery)
+        else:
+            self.copy(delivery, self.queue, survivor_copy(delivery))
 
     @property
     def unsettled(self) -> int:
@@ -179,14 +202,23 @@ class RabbitMQConsumer:
                 if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                     self.link.wire.read()
                 self.link.tick()
+                self.probe.tick()
                 self.renew_lanes()
                 self.acknowledge_copied()
         except (ConnectionLost, ChannelClosed) as error:
             raise self.lose(str(error)) from error
+        if self.probe.found and not self.unsettled:
+            self.close()
+            raise ConsumerLost(f"queue {self.queue} is being migrated")
 
     def take(self, limit: int) -> list[Delivery]:
+        """None any more once the queue is being migrated: what is out is finished, then we leave.
+
+        What else arrives stays unread until then. To cancel at once would tell whoever migrates
+        that nobody has anything out.
+        """
         taken: list[Delivery] = []
-        while self.arrivals and len(taken) < limit:
+        while self.arrivals and len(taken) < limit and not self.probe.found:
             taken.append(self.arrivals.popleft())
         self.out.update(taken)
         return taken
@@ -234,8 +266,9 @@ class RabbitMQConsumer:
                     done.setdefault(lane, []).append(tag)
                 case Requeue():
                     untouched.setdefault(lane, []).append(tag)
-                case Retry():
-                    self.copy(delivery, self.queue, retry_copy(delivery))
+                case Retry(_, _, delay, failed):
+                    copy = retry_copy(delivery, delay, failed=failed)
+                    self.copy(delivery, self.queue, copy)
                 case Reject(_, reason, error):
                     copy = dead_copy(delivery, reason, error, time.time())
                     self.copy(delivery, self.queue + DEAD_SUFFIX, copy)
@@ -304,8 +337,17 @@ class RabbitMQConsumer:
         self.arrivals.clear()
         self.copier.close()
 
+    def wait_for_copies(self) -> None:
+        """A little: an original that goes back while its copy is on its way is a duplicate."""
+        deadline = time.monotonic() + COPY_PATIENCE
+        with suppress(ConsumerLost):
+            while self.copying and time.monotonic() < deadline:
+                self.turn(0.05)
+
     def close(self) -> None:
         """Handed back one by one, not by hanging up: that would count as a failed delivery."""
+        if self.finished is None:
+            self.wait_for_copies()
         if self.finished is None:
             try:
                 with translated():
@@ -318,14 +360,36 @@ class RabbitMQConsumer:
         self.bell.close()
 
 
-def deaths_of(headers: object) -> int:
-    """How often a quorum queue counted the message as lost with its consumer.
+def lend_for_a_look(link: Link, queue: str, count: int) -> list[Delivery]:
+    """Up to `count` messages, handed back at once in the order in which they came."""
+    seen: list[Delivery] = []
 
-    Only to be asked of a redelivered message: on a first delivery the header is the sender's own.
-    Up to 4.2, hand-backs are counted with the rest.
+    def note(delivery: Delivery, *, counted: bool) -> None:
+        seen.append(delivery)
+
+    lane = Lane(link, Survey(queue, link.abilities, None), count, note)
+    arrived = time.monotonic()
+    while len(seen) < count and lane.ended is None and time.monotonic() - arrived < LOOK_PATIENCE:
+        before = len(seen)
+        if link.wire.wait_readable(0.05):
+            link.wire.read()
+        if len(seen) > before:
+            arrived = time.monotonic()
+    lane.channel.basic_cancel(lane.tag)
+    link.wire.write(lane.give_back(list(lane.held)))
+    lane.close()
+    return [replace(delivery, receipt=None) for delivery in seen[:count]]
+
+
+def deaths_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:
+    """How often the message was lost with its consumer.
+
+    A quorum queue counts that, up to 4.2 with hand-backs among the rest; on a first delivery its
+    header would be the sender's own. For classic queues we count.
     """
-    count = headers.get("x-delivery-count", 0) if isinstance(headers, dict) else 0
-    return count if isinstance(count, int) and count > 0 else 0
+    by_broker = headers.get("x-delivery-count") if redelivered else 0
+    counts = (by_broker, headers.get(DEATHS))
+    return max((count for count in counts if isinstance(count, int) and count > 0), default=0)
 
 
 def split(prefetch: int, *, one: bool) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,11 +18,15 @@ from workqueue.errors import (
     QueueNotFound,
     Unsupported,
 )
-from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats
+from workqueue.message import Delivery
+from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq import address
-from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
+from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer, lend_for_a_look
+from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.management import Management
+from workqueue.transports.rabbitmq.migration import Migration, Steps, check_not_migrating
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
@@ -55,6 +59,11 @@ SECOND_LOOKS = 3
 reported as empty and without consumers."""
 
 
+def settle() -> None:
+    """Return when a queue that was just made can be trusted."""
+    time.sleep(SETTLING)
+
+
 class RabbitMQTransport:
     """See `workqueue.transport.Transport`. Holds no connection: each question opens one.
 
@@ -64,6 +73,7 @@ class RabbitMQTransport:
     def __init__(self, url: str, *, management_url: str | None = None) -> None:
         self.address = address.parse(url)
         self.management = Management(management_url, self.address) if management_url else None
+        self.delays = Delays(settle)
         self.warned: set[str] = set()
         self.warned_lock = threading.Lock()
 
@@ -81,6 +91,7 @@ class RabbitMQTransport:
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
         with self.link("setup") as link:
+            check_not_migrating(link, spec.name)
             made = not exists(link, spec.name)
             if spec.asks and not made:
                 self.compare(link, spec)
@@ -91,9 +102,10 @@ class RabbitMQTransport:
             made_dead = self.ensure_dead(link, spec.name + DEAD_SUFFIX)
             if made:
                 self.make(link, spec)
-            self.bind(link, spec.name, spec.name + DEAD_SUFFIX)
+            self.bind(link, spec.name)
+            self.bind(link, spec.name + DEAD_SUFFIX)
             if made_dead or (made and spec.type != "classic"):
-                time.sleep(SETTLING)
+                settle()
             return made
 
     def compare(self, link: Link, spec: QueueSpec) -> None:
@@ -134,23 +146,24 @@ class RabbitMQTransport:
             return False  # somebody else made it meanwhile, in another way
         return True
 
-    def bind(self, link: Link, *queues: str) -> None:
+    def bind(self, link: Link, queue: str, target: str | None = None) -> None:
+        """What is sent to `queue` goes to `target`, by default itself."""
         channel = link.channel()
         channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
-        for queue in queues:
-            channel.queue_bind(queue, EXCHANGE, queue)
+        channel.queue_bind(target or queue, EXCHANGE, queue)
         channel.close()
 
     # -- send and work
 
     def publisher(self) -> RabbitMQPublisher:
         with unexpected_refusals():
-            return RabbitMQPublisher(self.address)
+            return RabbitMQPublisher(self.address, self.delays)
 
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
         link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
         try:
             with translated(), unexpected_refusals():
+                check_not_migrating(link, queue)
                 found = survey(link, queue)
                 self.warn_once(found, link.version)
                 return RabbitMQConsumer(
@@ -159,7 +172,9 @@ class RabbitMQTransport:
                     prefetch,
                     # The default exchange, so that a queue that is fenced off from senders still
                     # takes the retries of its own messages.
-                    lambda: RabbitMQPublisher(self.address, exchange="", role=f"copies of {queue}"),
+                    lambda: RabbitMQPublisher(
+                        self.address, self.delays, exchange="", role=f"copies of {queue}"
+                    ),
                     lambda: self.repair(queue),
                 )
         except BaseException:
@@ -213,6 +228,67 @@ class RabbitMQTransport:
             )
         return self.management.queues()
 
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        """On queues that count what is lent and taken back (classic ones by us, quorum queues up
+        to 4.2 by the broker), this counts as well."""
+        if state == "delayed":
+            raise Unsupported(
+                "RabbitMQ keeps what is delayed in queues that all share, and cannot show one's own"
+            )
+        with self.link("peek") as link:
+            ready, _ = self.count(link, queue)
+            return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        with self.link("migrate") as link:
+            steps = Steps(
+                differs=lambda: self.differs(link, spec),
+                make=lambda: self.make(link, spec),
+                route=lambda target: self.route(link, spec.name, target),
+                unroute=lambda target: self.unroute(link, spec.name, target),
+                settle=settle,
+            )
+            migration = Migration(link, spec.name, steps, say, force=force)
+            if not migration.unfinished and not exists(link, spec.name):
+                raise QueueNotFound(spec.name)
+            self.delays.forget_queue(spec.name)
+            return migration.run()
+
+    def differs(self, link: Link, spec: QueueSpec) -> bool:
+        try:
+            self.compare(link, spec)
+        except QueueMismatch:
+            return True
+        return False
+
+    def route(self, link: Link, queue: str, target: str) -> None:
+        """What is sent to `queue`, or is due for it, goes to `target` from now on."""
+        self.bind(link, queue, target)
+        channel = link.channel()
+        if self.delays_are_known(link):
+            channel.queue_bind(target, DUE, delivery_key(queue))
+        channel.close()
+
+    def unroute(self, link: Link, queue: str, target: str) -> None:
+        """And not any more. A binding or a queue that is not there is no error to RabbitMQ."""
+        channel = link.channel()
+        channel.queue_unbind(target, EXCHANGE, queue)
+        if self.delays_are_known(link):
+            channel.queue_unbind(target, DUE, delivery_key(queue))
+        channel.close()
+
+    def delays_are_known(self, link: Link) -> bool:
+        """Whether anything was ever delayed in this virtual host."""
+        channel = link.channel()
+        try:
+            channel.exchange_declare(DUE, "topic", passive=True)
+        except ChannelClosed as closed:
+            if closed.code != NOT_FOUND:
+                raise
+            return False
+        channel.close()
+        return True
+
     def purge(self, queue: str) -> int:
         with self.link("purge") as link:
             if not exists(link, queue):
@@ -221,6 +297,7 @@ class RabbitMQTransport:
 
     def delete(self, queue: str) -> None:
         with self.link("delete") as link:
+            self.delays.forget_queue(queue)
             if exists(link, queue):
                 link.channel().queue_delete(queue)
 

@@ -19,6 +19,7 @@ import msgspec
 from workqueue.errors import AccessRefused, ConfigError, ConnectionLost
 from workqueue.transport import QueueStats
 from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.ladder import is_level
 
 TIMEOUT = 5.0
 """Seconds."""
@@ -61,9 +62,16 @@ class Management:
         return replace(
             stats,
             in_flight=in_flight,
-            delayed=found.get("messages_delayed"),
+            delayed=self.delayed(found.get("messages_delayed", 0)),
             oldest=max(0.0, time() - oldest) if isinstance(oldest, int) else None,
         )
+
+    def delayed(self, by_queue: int | None) -> int | None:
+        """What waits for its time is in queues that all share: only that there is none of it can
+        be told."""
+        rows = self.get(f"queues/{self.vhost}?columns=name,messages")
+        counts = [row.get("messages") for row in rows if is_level(row["name"])]
+        return by_queue if all(count == 0 for count in counts) else None
 
     def get(self, path: str) -> Any:
         url = f"{self.root}/{path}"  # http or https: checked in __init__

@@ -11,6 +11,7 @@ from workqueue.errors import (
     BrokerBlocked,
     ConnectionLost,
     NotSent,
+    QueueNotFound,
     Refused,
     TooLarge,
     Unconfirmed,
@@ -20,6 +21,7 @@ from workqueue.message import Message
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.confirms import Confirms
+from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
@@ -49,8 +51,16 @@ class RabbitMQPublisher:
     """See `workqueue.transport.Publisher`. A connection of its own, without heartbeats: every
     publish waits for its confirm anyway, and an idle sender need not wake up for them."""
 
-    def __init__(self, address: Address, *, exchange: str = EXCHANGE, role: str = "sender") -> None:
+    def __init__(
+        self,
+        address: Address,
+        delays: Delays,
+        *,
+        exchange: str = EXCHANGE,
+        role: str = "sender",
+    ) -> None:
         self.exchange = exchange
+        self.delays = delays
         self.size_limit = LARGEST
         self.blocked = False
         self.closed = False
@@ -169,8 +179,15 @@ class RabbitMQPublisher:
         try:
             if len(message.body) > self.size_limit:
                 raise wire.TooLong(too_large(len(message.body), self.size_limit))
+            exchange, key = self.exchange, queue
+            if message.delay > 0:
+                exchange, key = self.delays.way(self.link, queue, message)
             frame_max: int = self.link.wire.frame_max
-            return wire.encode_publish(self.number, self.exchange, queue, message, frame_max)
+            return wire.encode_publish(self.number, exchange, key, message, frame_max)
+        except QueueNotFound as error:
+            self.confirms.failures.append((message, Unroutable(str(error))))
+        except ChannelClosed as error:
+            self.confirms.failures.append((message, Refused(f"it cannot wait: {error.text}")))
         except wire.TooLong as error:
             self.confirms.failures.append((message, TooLarge(str(error))))
         except wire.WireError as error:
@@ -226,6 +243,7 @@ class RabbitMQPublisher:
         if size and len(message.body) == size:
             return TooLarge(too_large(size, limit))
         if self.closing.code == 404:  # the exchange is not there, so neither is our queue
+            self.delays.forget()
             return Unroutable(self.closing.text)
         if self.closing.code == 403:
             return Refused(self.closing.text)

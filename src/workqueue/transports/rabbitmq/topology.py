@@ -68,6 +68,12 @@ class Abilities:
         """Declaring a queue with another x-consumer-timeout is refused."""
         return self.version >= (4, 3)
 
+    @property
+    def high_priorities_block(self) -> bool:
+        """Quorum queues have two levels of priority, and those that wait in one hold up what has
+        expired in the other. Before, they have none; since 4.3 each level is looked at."""
+        return (4, 0) <= self.version < (4, 3)
+
     def takes_timeout(self, queue_type: str) -> bool:
         """Whether x-consumer-timeout may be given when a queue of this type is declared."""
         return queue_type == "quorum" or self.classic_has_timeout

@@ -65,13 +65,15 @@ class TooLong(WireError):
 
 @dataclass(slots=True)
 class Inbound:
-    """One method from the broker, with its message if it carries one."""
+    """One method from the broker, with its message if it carries one. `properties` are those of
+    the message as they came."""
 
     channel: int
     method: tuple[int, int]
     arguments: bytes
     message: Message | None = None
     unreadable: str | None = None
+    properties: bytes = b""
 
 
 @dataclass(slots=True)
@@ -135,6 +137,7 @@ class FrameReader:
             raise WireError("a content header out of place")
         message, unreadable = decode_properties(payload, 12)
         partial.inbound.message, partial.inbound.unreadable = message, unreadable
+        partial.inbound.properties = payload[12:]
         _, _, partial.missing = body_head.unpack_from(payload)
         if not partial.missing:
             self.finish(channel, partial, b"")
@@ -368,11 +371,23 @@ def encode_publish(
     Raises TooLong if properties and headers do not fit into a frame (no protocol lets them be
     split), WireError for a value that AMQP cannot say.
     """
-    method = b"\x00\x3c\x00\x28\x00\x00%b%b\x01" % (shortstr(exchange), shortstr(routing_key))
     properties = encode_properties(message)
-    body = message.body
     if len(properties) + 12 > frame_max - 8:
         raise TooLong(f"{len(properties)} bytes of headers, where {frame_max} fit")
+    return publish_frames(channel, exchange, routing_key, properties, message.body, frame_max)
+
+
+def encode_publish_as_it_was(
+    channel: int, queue: str, properties: bytes, body: bytes, frame_max: int
+) -> bytes:
+    """All frames of one mandatory basic.publish to a queue, with the properties of another."""
+    return publish_frames(channel, "", queue, properties, body, frame_max)
+
+
+def publish_frames(
+    channel: int, exchange: str, routing_key: str, properties: bytes, body: bytes, frame_max: int
+) -> bytes:
+    method = b"\x00\x3c\x00\x28\x00\x00%b%b\x01" % (shortstr(exchange), shortstr(routing_key))
     header = body_head.pack(BASIC, 0, len(body)) + properties
     frames = [encode_frame(METHOD, channel, method), encode_frame(HEADER, channel, header)]
     # No frame at all for an empty body: one of length 0 is a protocol error to RabbitMQ (505).
@@ -414,6 +429,10 @@ def encode_properties(message: Message) -> bytes:
     if message.reply_to is not None:
         flags |= 0x0200
         parts.append(shortstr(message.reply_to))
+    if message.ttl is not None and not message.delay:
+        # While it waits for its time, RabbitMQ would count that as well.
+        flags |= 0x0100
+        parts.append(shortstr(str(max(1, round(message.ttl * 1000)))))
     if message.id is not None:
         flags |= 0x0080
         parts.append(shortstr(message.id))

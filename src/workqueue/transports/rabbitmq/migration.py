@@ -1,0 +1,253 @@
+"""A queue gets other parameters while it is in use, and loses nothing.
+
+RabbitMQ cannot change a queue: it has to be deleted and made again. Meanwhile its place is taken
+by a queue NAME.moving, and a queue NAME.migrating, which is always empty, tells our workers and
+senders by its existence that they have to wait:
+
+    1  NAME.moving is made, then the marker NAME.migrating
+    2  what routes to NAME routes to NAME.moving as well, and then only there
+    3  workers of ours see the marker, finish what they run, and leave
+    4  NAME is emptied into NAME.moving, deleted, and made again
+    5  what routes to NAME.moving routes to NAME as well, and then only there
+    6  the marker is dropped: workers come back, and NAME.moving is emptied into NAME
+
+Killed at any point, it leaves NAME.moving, and whoever asks for the same migration again goes on:
+NAME has its old parameters before step 4 has ended, and its new ones after that. Where two steps
+overlap, a message may be in both queues; at no time is one in neither.
+
+Senders that publish past our exchange, to the default one, still reach NAME itself. They are
+noticed when more keeps coming after everybody has left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workqueue.errors import QueueMigrating, Unsupported
+from workqueue.transports.rabbitmq import wire
+from workqueue.transports.rabbitmq.link import Link
+from workqueue.transports.rabbitmq.mover import Mover
+from workqueue.transports.rabbitmq.survey import declare, exists
+from workqueue.transports.rabbitmq.topology import dead_arguments
+
+MARKER_SUFFIX = ".migrating"
+HOLDING_SUFFIX = ".moving"
+LONGEST_NAME = 255 - len(MARKER_SUFFIX)
+
+PROBE_EVERY = 1.0
+"""Seconds between a consumer's looks for the marker."""
+
+QUIET = 1.0
+"""Seconds without a message after which a queue counts as emptied."""
+
+LOOK_AGAIN = 0.3
+"""Seconds between two looks at how many consumers there are: one alone may be wrong."""
+
+STILL_THERE = 5.0
+"""Seconds between two words about workers that have not left."""
+
+STRANGERS = 3
+"""Times a queue may turn out not to be empty after all, until somebody must be sending to it."""
+
+MARKER_ARGUMENTS = {"x-queue-type": "classic", "x-max-length": 0}
+"""It takes all messages and keeps none, so that a look for it leaves nothing behind."""
+
+
+class MarkerProbe:
+    """Asks now and then, without waiting, whether a queue is being migrated.
+
+    A question is an empty mandatory message to the marker: it is returned where there is none.
+    (To declare it passively would be an error in the broker's log, every second.)
+    """
+
+    def __init__(self, link: Link, queue: str) -> None:
+        self.link = link
+        self.marker = queue + MARKER_SUFFIX
+        self.channel = link.channel()
+        self.channel.confirm_select()
+        self.number: int = self.channel.channel_id
+        link.wire.taps[self.number] = self.on_method
+        self.asked_at = 0.0
+        self.returned = False
+        self.found = False
+
+    def tick(self) -> None:
+        """To be called in every turn; costs nothing until it is time to ask."""
+        now = time.monotonic()
+        if now - self.asked_at < PROBE_EVERY or self.found or len(self.marker.encode()) > 255:
+            return
+        self.asked_at = now
+        self.returned = False
+        self.link.wire.write(
+            wire.encode_publish_as_it_was(
+                self.number, self.marker, NO_PROPERTIES, b"", self.link.wire.frame_max
+            )
+        )
+
+    def on_method(self, inbound: wire.Inbound) -> None:
+        match inbound.method:
+            case wire.RETURN:
+                self.returned = True
+            case wire.ACK:  # after the return, if there is one
+                self.found = not self.returned
+            case wire.CHANNEL_CLOSE:
+                self.link.wire.forget_channel(self.number)
+
+
+NO_PROPERTIES = b"\0\0"
+
+
+def is_migrating(link: Link, queue: str) -> bool:
+    """Whether `queue` is being migrated right now."""
+    if len(queue.encode()) > LONGEST_NAME:
+        return False
+    probe = MarkerProbe(link, queue)
+    answered = False
+
+    def listen(inbound: wire.Inbound) -> None:
+        nonlocal answered
+        answered |= inbound.method in (wire.ACK, wire.NACK, wire.CHANNEL_CLOSE)
+        probe.on_method(inbound)
+
+    link.wire.taps[probe.number] = listen
+    probe.tick()
+    while not answered:
+        link.wire.drain_events()
+    link.wire.taps.pop(probe.number, None)
+    if probe.channel.connection is not None:
+        probe.channel.close()
+    return probe.found
+
+
+def check_not_migrating(link: Link, queue: str) -> None:
+    """Raise QueueMigrating if it is."""
+    if is_migrating(link, queue):
+        raise QueueMigrating(queue)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What the driver does for a migration: make the queue with its new parameters, and change
+    which queue gets what is routed to `queue`."""
+
+    differs: Callable[[], bool]
+    make: Callable[[], None]
+    route: Callable[[str], None]
+    unroute: Callable[[str], None]
+    settle: Callable[[], None]
+
+
+class Migration:
+    """One run of it over `link`, beginning where the last one was interrupted."""
+
+    def __init__(
+        self, link: Link, queue: str, steps: Steps, say: Callable[[str], None], *, force: bool
+    ) -> None:
+        if len(queue.encode()) > LONGEST_NAME:
+            raise Unsupported(
+                f"queue {queue[:20]}…: names over {LONGEST_NAME} bytes cannot migrate"
+            )
+        self.link = link
+        self.queue = queue
+        self.holding = queue + HOLDING_SUFFIX
+        self.marker = queue + MARKER_SUFFIX
+        self.steps = steps
+        self.say = say
+        self.force = force
+        self.said_at = 0.0
+
+    @property
+    def unfinished(self) -> bool:
+        return exists(self.link, self.holding)
+
+    def run(self) -> int:
+        """How many messages were moved into the queue."""
+        present = exists(self.link, self.queue)
+        differs = not present or self.steps.differs()
+        if self.unfinished:
+            self.say(f"going on with the migration of {self.queue} that was interrupted")
+        elif not differs:
+            self.say(f"queue {self.queue} has these parameters already")
+            return 0
+        if differs:
+            self.fence()
+            if present:
+                self.empty()
+                self.drop(self.queue)
+            self.steps.make()
+            self.steps.settle()
+            self.say(f"made {self.queue} with its new parameters")
+        self.steps.route(self.queue)
+        self.steps.unroute(self.holding)
+        self.drop(self.marker)
+        return self.bring_back()
+
+    def fence(self) -> None:
+        declare(self.link, self.holding, dead_arguments())
+        self.steps.settle()
+        declare(self.link, self.marker, dict(MARKER_ARGUMENTS))
+        self.steps.route(self.holding)
+        self.steps.unroute(self.queue)
+        self.say(f"what is sent to {self.queue} waits in {self.holding} from now on")
+
+    def empty(self) -> None:
+        """Everybody has left, and all that was there is in the holding queue."""
+        for _ in range(STRANGERS):
+            self.wait_for_workers()
+            moved = self.move(self.queue, self.holding)
+            self.say(f"moved {moved:,} messages to {self.holding}")
+            time.sleep(LOOK_AGAIN)
+            # The second look: a worker that had seen no marker, a copy that was under way.
+            if self.count() == (0, 0):
+                return
+        if not self.force:
+            raise Unsupported(
+                f"somebody still sends to {self.queue} past the exchange workqueue, or works on it",
+                hint="Stop them and call this again, or lose what they send in between: --force",
+            )
+
+    def wait_for_workers(self) -> None:
+        calm = 0
+        while calm < 2:
+            _, consumers = self.count()
+            calm = 0 if consumers else calm + 1
+            if consumers and time.monotonic() - self.said_at > STILL_THERE:
+                self.said_at = time.monotonic()
+                self.say(
+                    f"waiting for {consumers} consumers of {self.queue} to finish and leave;"
+                    " workers of ours do so by themselves"
+                )
+            time.sleep(LOOK_AGAIN)
+
+    def count(self) -> tuple[int, int]:
+        """Ready messages and consumers."""
+        return declare(self.link, self.queue, None)
+
+    def bring_back(self) -> int:
+        if not self.unfinished:
+            return 0
+        moved = self.move(self.holding, self.queue)
+        while declare(self.link, self.holding, None)[0]:  # that it was quiet proves nothing
+            moved += self.move(self.holding, self.queue)
+        self.drop(self.holding)
+        self.say(f"moved {moved:,} messages back to {self.queue}")
+        return moved
+
+    def move(self, source: str, target: str) -> int:
+        mover = Mover(self.link, source, target, self.tell_progress)
+        try:
+            return mover.move(QUIET)
+        finally:
+            mover.close()
+
+    def tell_progress(self, moved: int) -> None:
+        if moved and time.monotonic() - self.said_at > STILL_THERE:
+            self.said_at = time.monotonic()
+            self.say(f"moved {moved:,} messages so far")
+
+    def drop(self, queue: str) -> None:
+        channel = self.link.channel()
+        channel.queue_delete(queue)  # one that is not there is no error to RabbitMQ
+        channel.close()
