@@ -32,6 +32,7 @@ from workqueue.transport import (
     Reject,
     Requeue,
     Retry,
+    State,
 )
 from workqueue.transports.copies import retry_copy
 from workqueue.transports.memory import (
@@ -483,6 +484,134 @@ class CountsTheRings(MemoryConsumer):
         return super().receive(limit, timeout)
 
 
+# -- delay and ttl -----------------------------------------------------------------------------
+
+
+class Rewriting(MemoryPublisher):
+    """Publishes `rewrite(message)` in place of each message."""
+
+    def rewrite(self, message: Message) -> Message:
+        raise NotImplementedError
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, [self.rewrite(message) for message in messages], timeout)
+
+
+@breaks("test_a_delay_is_waited_for")
+class WaitsForNothing(Rewriting):
+    """Hands out at once what was to wait."""
+
+    def rewrite(self, message: Message) -> Message:
+        return dataclasses.replace(message, delay=0)
+
+
+@breaks("test_a_delay_is_waited_for")
+class ComesEarly(Rewriting):
+    """Rounds delays down."""
+
+    def rewrite(self, message: Message) -> Message:
+        return dataclasses.replace(message, delay=message.delay * 0.8)
+
+
+@breaks("test_a_delay_is_waited_for")
+class NeverComes(Rewriting):
+    """Forgets what it was told to keep for later."""
+
+    def rewrite(self, message: Message) -> Message:
+        return dataclasses.replace(message, delay=message.delay * 1000)
+
+
+@breaks("test_a_short_delay_overtakes_a_long_one")
+class WaitsInLine(MemoryPublisher):
+    """Keeps all that waits in one line, in which nobody overtakes."""
+
+    longest = 0.0
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        for message in messages:
+            if message.delay:
+                self.longest = max(self.longest, message.delay)
+                message = dataclasses.replace(message, delay=self.longest)
+            super().publish(queue, [message], timeout)
+
+
+@breaks("test_delays_and_properties")
+class ForgetsPriorities(Rewriting):
+    """Puts all that waits on the same level."""
+
+    def rewrite(self, message: Message) -> Message:
+        return dataclasses.replace(message, priority=4) if message.delay else message
+
+
+@breaks("test_a_delay_to_a_missing_queue_is_unroutable")
+class TakesForNobody(MemoryPublisher):
+    """Looks for the queue only when the time has come."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        if queue in self.store.shelves:
+            super().publish(queue, messages, timeout)
+
+
+class Settling(MemoryConsumer):
+    """Settles `settled_as(retry)` in place of each Retry."""
+
+    def settled_as(self, retry: Retry) -> Retry:
+        raise NotImplementedError
+
+    def settle_one(self, outcome: Outcome) -> None:
+        super().settle_one(self.settled_as(outcome) if isinstance(outcome, Retry) else outcome)
+
+
+@breaks("test_a_retry_waits")
+class RetriesAtOnce(Settling):
+    """Tries again and again, as fast as it can."""
+
+    def settled_as(self, retry: Retry) -> Retry:
+        return dataclasses.replace(retry, delay=0)
+
+
+@breaks("test_a_retry_waits")
+class HoldsWhatWaits(MemoryConsumer):
+    """Keeps a message that is to wait in its own hands."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        super().settle([o for o in outcomes if not (isinstance(o, Retry) and o.delay)])
+
+
+@breaks("test_another_time_is_not_an_attempt")
+class CountsAllAsFailed(Settling):
+    """Takes every return for a failure."""
+
+    def settled_as(self, retry: Retry) -> Retry:
+        return dataclasses.replace(retry, failed=True)
+
+
+@breaks("test_a_message_may_expire")
+class KeepsForEver(Rewriting):
+    """Knows the times of queues, but not of messages."""
+
+    def rewrite(self, message: Message) -> Message:
+        return dataclasses.replace(message, ttl=None)
+
+
+@breaks("test_a_message_may_expire")
+class ExpiresAllTogether(MemoryPublisher):
+    """Takes the time of one message for that of all."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        shortest = min((m.ttl for m in messages if m.ttl is not None), default=None)
+        super().publish(queue, [dataclasses.replace(m, ttl=shortest) for m in messages], timeout)
+
+
+@breaks("test_delays_survive_their_consumer")
+class TakesWhatWaitsAlong(MemoryConsumer):
+    """Drops, when it closes, what it was to hand out later."""
+
+    def close(self) -> None:
+        self.shelf.delayed.clear()
+        super().close()
+
+
 # -- settle ------------------------------------------------------------------------------------
 
 
@@ -883,6 +1012,84 @@ class ExpiresAndHandsOut(MemoryTransport):
             for message in kept:
                 self.store.put(shelf, message)
         return found
+
+
+@breaks("test_peek_takes_nothing")
+class PeeksByTaking(MemoryTransport):
+    """Shows what it takes away."""
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        seen = super().peek(queue, limit, state)
+        del self.store.shelf(queue).ready[:limit]
+        return seen
+
+
+@breaks("test_peek_takes_nothing")
+class PeeksFromBehind(MemoryTransport):
+    """Shows the last ones as the next ones."""
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        return super().peek(queue, 10_000, state)[::-1][:limit]
+
+
+@breaks("test_peek_takes_nothing")
+class PeeksAndCounts(MemoryTransport):
+    """Takes a look for a failure."""
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        seen = super().peek(queue, limit, state)
+        for entry in self.store.shelf(queue).ready:
+            entry.message = retry_copy(Delivery(message=entry.message, queue=queue))
+        return seen
+
+
+@breaks("test_peek_sees_what_is_delayed")
+class SeesNothingWaiting(MemoryTransport):
+    """Shows nothing where it ought to say that it cannot see."""
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        return [] if state == "delayed" else super().peek(queue, limit, state)
+
+
+@breaks("test_peek_sees_what_is_delayed")
+class ShowsInOrderOfArrival(MemoryTransport):
+    """Shows first what came first, not what is due first."""
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        seen = super().peek(queue, 10_000, state)
+        if state == "delayed":
+            seen.sort(key=lambda delivery: delivery.message.id or "")
+        return seen[:limit]
+
+
+@breaks("test_migrate_keeps_the_messages")
+class MigratesByDeleting(MemoryTransport):
+    """Makes the queue again, and does not ask what was in it."""
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        self.stats(spec.name)
+        self.delete(spec.name)
+        self.declare(spec)
+        say("done")
+        return 0
+
+
+@breaks("test_migrate_keeps_the_messages")
+class MigratesNothing(MemoryTransport):
+    """Says that it has done it."""
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        self.stats(spec.name)
+        say("done")
+        return 0
+
+
+@breaks("test_migrate_keeps_the_messages")
+class MigratesInSilence(MemoryTransport):
+    """Says nothing of what it does."""
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        return super().migrate(spec, lambda _: None, force=force)
 
 
 @breaks("test_purge_drops_what_is_ready")
