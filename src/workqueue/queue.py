@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workqueue.dead import DeadLetters
 from workqueue.retry import RetryPolicy
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, Transport
 
@@ -41,6 +42,11 @@ class Queue:
     def purge(self) -> int:
         """Drop what is ready; how many that were. Raises QueueNotFound."""
         return self.transport.purge(self.name)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """What was set aside: to list, bring back or drop."""
+        return DeadLetters(self.transport, self.name)
 
     def delete(self, *, dead_letters: bool = False) -> None:
         """The queue is gone, and with `dead_letters` its dead-letter queue as well."""

@@ -92,7 +92,9 @@ class QueueStats:
 
     `ready` wait for a worker, `delayed` for their time, `in_flight` are lent to consumers, `dead`
     are in the dead-letter queue. `consumers` are as the broker counts them: at least one per
-    worker. `oldest` is how long the oldest ready message has waited, in seconds.
+    worker. `oldest` is how long the oldest ready message has waited, in seconds. `sent` and `done`
+    count what was published to the queue and what was acknowledged, since some time in the past:
+    they are for comparing two looks.
     """
 
     ready: int | None = None
@@ -101,6 +103,8 @@ class QueueStats:
     dead: int | None = None
     consumers: int | None = None
     oldest: float | None = None
+    sent: int | None = None
+    done: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,7 +327,7 @@ class Shift:
         self.taken += 1
         if refusal := self.refusal(delivery):
             consumer.settle([self.record(refusal)])
-        elif delivery.deaths >= SUSPECT_DEATHS:
+        elif delivery.deaths >= SUSPECT_DEATHS and not is_dead(delivery):
             self.suspects.append(delivery)
         else:
             self.run(consumer, delivery)
@@ -336,7 +336,7 @@ class Shift:
         """What must not even be tried. Whoever works on dead letters knows what they are."""
         if delivery.unreadable:
             return Reject(delivery, delivery.unreadable)
-        if delivery.queue.endswith(DEAD_SUFFIX):
+        if is_dead(delivery):
             return None
         if delivery.deaths > MOST_DEATHS:
             return Reject(delivery, f"{delivery.deaths} workers were lost while they had it")
@@ -567,6 +567,11 @@ def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
             if pause is None:
                 return Reject(delivery, reason, ending.error)
             return Retry(delivery, reason, pause)
+
+
+def is_dead(delivery: Delivery) -> bool:
+    """Whether it is a dead letter: each look at one counts as a death on some brokers."""
+    return delivery.queue.endswith(DEAD_SUFFIX)
 
 
 def name(delivery: Delivery) -> str:

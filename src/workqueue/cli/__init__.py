@@ -7,7 +7,9 @@ output     data to stdout, talk to stderr
 send       workqueue send
 work       workqueue work
 demo       workqueue demo
-look       workqueue status
-mend       workqueue purge
+look       workqueue status, peek
+watch      workqueue watch
+dead       workqueue dead list, show, requeue, drop
+mend       workqueue purge, delete, migrate
 setup      workqueue declare, plugins, config
 """

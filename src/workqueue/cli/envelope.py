@@ -5,14 +5,64 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from workqueue.codec import JSON, TEXT, check_headers
+from workqueue.dead import OURS, DeadLetter
 from workqueue.errors import BadPayload
-from workqueue.message import DEFAULT_PRIORITY, Message, new_id
+from workqueue.message import DEFAULT_PRIORITY, Delivery, Message, new_id
 from workqueue.transports.copies import without_brokers_own
+
+
+def record_of(message: Message) -> dict[str, Any]:
+    """`message` as an object whose line `read_envelope` takes."""
+    record: dict[str, Any] = {"id": message.id}
+    try:
+        record["body"] = message.body.decode()
+    except UnicodeDecodeError:
+        record["body_base64"] = base64.b64encode(message.body).decode()
+    return record | {
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "headers": {name: sayable(value) for name, value in message.headers.items()},
+        "type": message.type,
+        "priority": message.priority,
+        "correlation_id": message.correlation_id,
+        "reply_to": message.reply_to,
+    }
+
+
+def sayable(value: Any) -> Any:
+    """A header's value as JSON can say it."""
+    try:
+        return msgspec.to_builtins(value, str_keys=True)
+    except TypeError:
+        return str(value)
+
+
+def delivery_record(delivery: Delivery) -> dict[str, Any]:
+    """A message that was looked at as such an object, with its attempt."""
+    headers = {
+        name: value
+        for name, value in without_brokers_own(delivery.message.headers).items()
+        if name not in OURS
+    }
+    record = record_of(replace(delivery.message, headers=headers))
+    return record | {"queue": delivery.queue, "attempt": delivery.attempt}
+
+
+def letter_record(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as such an object, with its end."""
+    return record_of(letter.message) | {
+        "queue": letter.queue,
+        "attempt": letter.attempt,
+        "reason": letter.reason,
+        "error": letter.error,
+        "dead_at": letter.dead_at,
+    }
 
 
 class Envelope(msgspec.Struct):

@@ -1,23 +1,28 @@
-"""workqueue status: how much is where."""
+"""workqueue status and peek: how much is where, and what it is."""
 
 from __future__ import annotations
 
 from dataclasses import astuple
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from workqueue.broker import Broker
+from workqueue.cli.envelope import delivery_record, letter_record
 from workqueue.cli.options import Session, command
 from workqueue.cli.output import print_json, print_table, say
 from workqueue.errors import QueueNotFound
 from workqueue.transport import DEAD_SUFFIX, QueueStats
+
+SHORT_BODY = 60
+"""Characters of a body in a table."""
 
 COLUMNS = ("queue", "ready", "in_flight", "delayed", "dead", "consumers", "oldest_ready_s")
 
 
 def add_to(app: typer.Typer) -> None:
     command(app, panel="Look")(status)
+    command(app, panel="Look")(peek)
 
 
 def status(
@@ -54,8 +59,40 @@ def status(
         raise QueueNotFound(missing[-1])
 
 
+def peek(
+    session: Session,
+    queue: Annotated[str, typer.Argument(metavar="QUEUE")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="At most this many.")] = 10,
+    state: Annotated[
+        Literal["ready", "delayed", "dead"], typer.Option(help="Which of its messages.")
+    ] = "ready",
+) -> None:
+    """The next messages of QUEUE, left where they are.
+
+    The lines of --json can be sent again: workqueue send QUEUE --envelope -
+    """
+    with session.connect() as broker:
+        if state == "dead":
+            letters = list(broker.queue(queue).dead.letters(limit=count))
+            records = [letter_record(letter) for letter in letters]
+        else:
+            seen = broker.transport.peek(queue, count, state)
+            records = [delivery_record(delivery) for delivery in seen]
+    if session.json:
+        for record in records:
+            print_json(record)
+        return
+    columns = ("id", "type", "priority", "attempt", "body")
+    print_table(columns, [[*map(record.get, columns[:-1]), body_in(record)] for record in records])
+
+
+def body_in(record: dict[str, Any]) -> str:
+    body = str(record.get("body", record.get("body_base64")))
+    return body if len(body) <= SHORT_BODY else body[: SHORT_BODY - 1] + "…"
+
+
 def row(name: str, stats: QueueStats) -> tuple[object, ...]:
-    ready, delayed, in_flight, dead, consumers, oldest = astuple(stats)
+    ready, delayed, in_flight, dead, consumers, oldest, *_ = astuple(stats)
     rounded = None if oldest is None else round(oldest, 3)
     return (name, ready, in_flight, delayed, dead, consumers, rounded)
 

@@ -35,6 +35,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
 """First match counts. The rest: 0 done, 2 usage, 3 partly done, 70 a bug of ours, 130 and 143 told
 twice to stop. The numbers are those of sysexits.h."""
 
+USAGE = 2
 BUG = 70
 INTERRUPTED = 130
 
@@ -51,7 +52,9 @@ def main() -> None:
     from workqueue.cli.app import app
 
     try:
-        app(prog_name="workqueue")
+        # Not "standalone", where errors would be drawn in boxes: ours are three lines at most.
+        code = app(prog_name="workqueue", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except WorkqueueError as error:
         leave(error, arguments)
     except KeyboardInterrupt:
@@ -61,7 +64,26 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last line of defence
+        leave_by_usage(error)
         leave(error, arguments)
+
+
+def leave_by_usage(error: Exception) -> None:
+    """If the command line cannot be understood, or its user said no to a question."""
+    if type(error).__name__ == "Abort":
+        sys.exit(1)
+    told = getattr(error, "format_message", None)
+    if told is None:
+        return
+    context = getattr(error, "ctx", None)
+    if context and type(error).__name__ == "NoArgsIsHelpError":
+        print(context.get_help(), file=sys.stderr)
+    else:
+        line = " ".join(told().split()).removeprefix("Invalid value: ").replace("Value error, ", "")
+        path = context.command_path if context else "workqueue"
+        print(f"workqueue: {line[:1].lower()}{line[1:]}", file=sys.stderr)
+        print(f"  Try: {path} --help", file=sys.stderr)
+    sys.exit(USAGE)
 
 
 def leave(error: Exception, arguments: list[str]) -> NoReturn:

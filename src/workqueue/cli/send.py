@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -21,7 +21,7 @@ from workqueue.cli.output import print_json
 from workqueue.codec import BYTES, JSON, TEXT, check_headers
 from workqueue.errors import BadPayload, ConnectionLost, NotSent, WorkqueueError
 from workqueue.message import Message, new_id
-from workqueue.producer import CHUNK_BYTES, CHUNK_MESSAGES, Producer
+from workqueue.producer import CHUNK_BYTES, CHUNK_MESSAGES, Producer, check_message
 
 READ_SIZE = 256 * 1024
 
@@ -64,6 +64,21 @@ def send(
     ] = None,
     id: Annotated[str | None, typer.Option("--id", help="The id of the one message sent.")] = None,
     type: Annotated[str | None, typer.Option("--type", help="The name of the task.")] = None,
+    delay: Annotated[
+        float,
+        typer.Option(
+            parser=duration, metavar="TIME", help="Ready for a worker only then; 30d at most."
+        ),
+    ] = 0.0,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration, metavar="TIME", help="A dead letter if no worker begins it by then."
+        ),
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=0, max=9, help="Higher comes first.")
+    ] = None,
     timeout: Annotated[
         float,
         typer.Option(
@@ -79,7 +94,17 @@ def send(
     They are kept when this returns: confirmed by RabbitMQ, or on disk. With no BODY, messages come
     from a pipe or file on standard input, one a line.
     """
-    shape = Shape(as_=as_, envelope=envelope, headers=parse_headers(header or []), id=id, type=type)
+    shape = Shape(
+        as_=as_,
+        envelope=envelope,
+        headers=parse_headers(header or []),
+        id=id,
+        type=type,
+        delay=delay,
+        ttl=ttl,
+        priority=priority,
+    )
+    shape.check_times()
     sources = find_sources(bodies or [], file or [], whole=whole)
     if id is not None and (len(sources) > 1 or not sources[0].single):
         raise typer.BadParameter("--id names one message: give one BODY, or --whole")
@@ -194,11 +219,25 @@ class Shape:
     headers: dict[str, str]
     id: str | None
     type: str | None
+    delay: float
+    ttl: float | None
+    priority: int | None
+
+    def check_times(self) -> None:
+        """Before anything is read or sent."""
+        try:
+            check_message(Message(body=b"", delay=self.delay, ttl=self.ttl))
+        except BadPayload as error:
+            raise typer.BadParameter(str(error)) from error
 
     def message(self, body: bytes) -> Message:
         """Raises BadPayload for a body that is not what it is said to be."""
-        if self.envelope:
-            return read_envelope(body)
+        made = read_envelope(body) if self.envelope else self.plain(body)
+        priority = made.priority if self.priority is None else self.priority
+        made = replace(made, delay=self.delay, ttl=self.ttl, priority=priority)
+        return check_message(made)
+
+    def plain(self, body: bytes) -> Message:
         return Message(
             body=body,
             id=self.id or new_id(),

@@ -127,7 +127,7 @@ def work(
         typer.Option(
             parser=duration,
             metavar="TIME",
-            envvar="WORKQUEUE_TIMEOUT",
+            envvar="WORKQUEUE_TASK_TIMEOUT",
             help="A task that runs longer is stopped, and has failed.",
         ),
     ] = None,

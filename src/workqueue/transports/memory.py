@@ -59,6 +59,8 @@ class Shelf:
     ready: list[Entry] = field(default_factory=list)
     delayed: list[Entry] = field(default_factory=list)
     consumers: set[MemoryConsumer] = field(default_factory=set)
+    sent: int = 0
+    done: int = 0
 
 
 class Store:
@@ -165,6 +167,8 @@ class MemoryTransport:
                 dead=len(dead.ready) if dead else 0,
                 consumers=len(shelf.consumers),
                 oldest=None if oldest is None else max(0.0, self.store.clock() - oldest),
+                sent=shelf.sent,
+                done=shelf.done,
             )
 
     def queues(self) -> list[str]:
@@ -224,6 +228,7 @@ class MemoryPublisher:
                     failures.append((message, QueueFull(f"queue {queue} is full")))
                 else:
                     self.store.put(shelf, message)
+                    shelf.sent += 1
             self.store.changed.notify_all()
         if failures:
             sent = len(messages) - len(failures)
@@ -296,8 +301,8 @@ class MemoryConsumer:
                 self.store.put(self.shelf, retry_copy(delivery, delay, failed=failed))
             case Reject(delivery, reason, error):
                 self.store.bury(delivery, reason, error)
-            case Ack(delivery):
-                pass
+            case Ack(_):
+                self.shelf.done += 1
         del self.out[outcome.delivery]
 
     def give_back(self, entry: Entry) -> None:

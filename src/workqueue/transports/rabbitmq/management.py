@@ -64,6 +64,8 @@ class Management:
             in_flight=in_flight,
             delayed=self.delayed(found.get("messages_delayed", 0)),
             oldest=max(0.0, time() - oldest) if isinstance(oldest, int) else None,
+            sent=(found.get("message_stats") or {}).get("publish"),
+            done=(found.get("message_stats") or {}).get("ack"),
         )
 
     def delayed(self, by_queue: int | None) -> int | None:

@@ -176,7 +176,8 @@ class SQLiteConsumer:
                     gone.append(delivery.receipt)
                     store.bury(connection, delivery, reason, error, now)
         if gone:
-            store.forget(connection, self.queue_id, gone)
+            done = sum(isinstance(outcome, Ack) for outcome in outcomes)
+            store.forget(connection, self.queue_id, gone, done)
         if back:
             store.give_back(connection, self.queue_id, back)
         if again and (queue := store.find_queue(connection, self.queue)):

@@ -64,7 +64,7 @@ class SQLiteTransport:
             rows = database.read(store.STATS, {"queue": found.id, "dead": queue + DEAD_SUFFIX})
         if not rows:
             raise QueueNotFound(queue)
-        ready, in_flight, delayed, dead, consumers, oldest = rows[0]
+        ready, in_flight, delayed, sent, done, dead, consumers, oldest = rows[0]
         return QueueStats(
             ready=ready,
             delayed=delayed,
@@ -72,6 +72,8 @@ class SQLiteTransport:
             dead=dead or 0,
             consumers=consumers,
             oldest=None if oldest is None else max(0.0, time.time() - oldest),
+            sent=sent,
+            done=done,
         )
 
     def queues(self) -> list[str]:

@@ -50,7 +50,7 @@ class SQLitePublisher:
                 largest = store.largest_row(connection) - ROOM_FOR_COPIES
                 packed, causes = rows.pack_all(messages, largest)
                 placed, refused = in_bounds(found, packed, queue)
-                store.put(connection, found, placed, time.time())
+                store.put(connection, found, placed, time.time(), sent=True)
                 causes |= refused
         self.database.check_identity()
         if causes:

@@ -17,8 +17,8 @@ VERSION = 1
 # with ten rows waiting and with a million, be they ready or delayed.
 #
 # `ready`, `delayed` and `in_flight` count rows, in the same transaction as what they count:
-# looking at a queue is not a scan. Queue ids are never used twice, so that whoever works on a queue
-# notices that it was deleted and made anew.
+# looking at a queue is not a scan. `sent` and `done` only grow. Queue ids are never used twice, so
+# that whoever works on a queue notices that it was deleted and made anew.
 SCHEMA = f"""
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -28,7 +28,9 @@ CREATE TABLE queues (
     ttl REAL,
     ready INTEGER NOT NULL DEFAULT 0,
     delayed INTEGER NOT NULL DEFAULT 0,
-    in_flight INTEGER NOT NULL DEFAULT 0
+    in_flight INTEGER NOT NULL DEFAULT 0,
+    sent INTEGER NOT NULL DEFAULT 0,
+    done INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE consumers (
     id INTEGER PRIMARY KEY,

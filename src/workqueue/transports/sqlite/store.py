@@ -102,7 +102,7 @@ WITH RECURSIVE step (priority, since) AS (
         ORDER BY priority DESC, place LIMIT 1
     )
 )
-SELECT ready, in_flight, delayed,
+SELECT ready, in_flight, delayed, sent, done,
     (SELECT ready FROM queues WHERE name = :dead),
     (SELECT count(*) FROM consumers WHERE queue = :queue),
     (SELECT min(since) FROM step)
@@ -176,21 +176,30 @@ def count(
     ready: int = 0,
     delayed: int = 0,
     in_flight: int = 0,
+    sent: int = 0,
+    done: int = 0,
 ) -> None:
-    if ready or delayed or in_flight:
+    if ready or delayed or in_flight or sent or done:
         connection.execute(
             "UPDATE queues SET ready = ready + ?, delayed = delayed + ?,"
-            " in_flight = in_flight + ? WHERE id = ?",
-            (ready, delayed, in_flight, queue),
+            " in_flight = in_flight + ?, sent = sent + ?, done = done + ? WHERE id = ?",
+            (ready, delayed, in_flight, sent, done, queue),
         )
 
 
 def put(
-    connection: sqlite3.Connection, queue: QueueRow, parcels: Sequence[Parcel], now: float
+    connection: sqlite3.Connection,
+    queue: QueueRow,
+    parcels: Sequence[Parcel],
+    now: float,
+    *,
+    sent: bool = False,
 ) -> None:
+    """`sent` says that a sender put them here, not one of us."""
     connection.executemany(INSERT, [(queue.id, *times(queue, p, now), *p.row) for p in parcels])
     delayed = sum(parcel.delay > 0 for parcel in parcels)
-    count(connection, queue.id, ready=len(parcels) - delayed, delayed=delayed)
+    new = len(parcels) if sent else 0
+    count(connection, queue.id, ready=len(parcels) - delayed, delayed=delayed, sent=new)
 
 
 def times(queue: QueueRow, parcel: Parcel, now: float) -> tuple[float, float | None, float | None]:
@@ -221,11 +230,11 @@ def claim(
     return sorted(rows, key=lambda row: (-row[3], row[0]))
 
 
-def forget(connection: sqlite3.Connection, queue: int, places: Iterable[int]) -> None:
-    """Held messages are gone."""
+def forget(connection: sqlite3.Connection, queue: int, places: Iterable[int], done: int) -> None:
+    """Held messages are gone, `done` of them because they were done."""
     gone = [(place,) for place in places]
     connection.executemany("DELETE FROM messages WHERE place = ?", gone)
-    count(connection, queue, in_flight=-len(gone))
+    count(connection, queue, in_flight=-len(gone), done=done)
 
 
 def give_back(connection: sqlite3.Connection, queue: int, places: Iterable[int]) -> None:

@@ -1,0 +1,260 @@
+"""Dead letters: what was set aside, by us or by the broker, why, and how to bring it back.
+
+Everything here goes over the seam alone, so it is the same on every transport: messages are lent
+from the dead-letter queue, and what is not to go is handed back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from workqueue.errors import NotSent, QueueNotFound
+from workqueue.message import EXPIRES_AT, Delivery, Message
+from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Transport
+from workqueue.transports.copies import (
+    DEAD_AT,
+    DEATHS,
+    ERROR,
+    FAILURES,
+    ORIGIN,
+    REASON,
+    attempt_of,
+    without_brokers_own,
+)
+
+OURS = frozenset({DEAD_AT, DEATHS, ERROR, EXPIRES_AT, FAILURES, ORIGIN, REASON})
+"""Headers about a message's life, which a message that is sent again begins anew."""
+
+BATCH = 100
+"""Letters that are lent at once while they are brought back or dropped."""
+
+QUIET = 1.0
+"""Seconds without a letter after which there are no more."""
+
+CONFIRM_TIMEOUT = 30.0
+
+BROKERS_REASONS = {
+    "expired": "expired",
+    "rejected": "rejected by another client",
+    "maxlen": "the queue was full",
+    "delivery_limit": "workers were lost while they had it, more often than the queue allows",
+}
+"""RabbitMQ's words for why it set a message aside. Source: its documentation, "Dead letter
+exchanges"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A message that was set aside from `queue`, with what is known of its end.
+
+    `attempt` is how often it was tried, `reason` one line, `error` the end of a traceback or of a
+    command's stderr, `dead_at` the time in seconds since 1970. `message` is as it would be sent
+    again: the same id, body, properties and headers, without what its life has added to them.
+    """
+
+    queue: str
+    message: Message
+    attempt: int
+    reason: str
+    error: str
+    dead_at: float | None
+
+    @property
+    def id(self) -> str | None:
+        return self.message.id
+
+
+class DeadLetters:
+    """Of one queue; `Queue.dead` gives it. Thread-safe; holds no connection."""
+
+    def __init__(self, transport: Transport, queue: str) -> None:
+        self.transport = transport
+        self.queue = queue
+
+    @property
+    def name(self) -> str:
+        return self.queue + DEAD_SUFFIX
+
+    def letters(
+        self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
+    ) -> Iterator[DeadLetter]:
+        """Those with one of `ids`, or whose reason or error contains `error`, or else all; at most
+        `limit`. They are lent until the end, and all handed back then.
+
+        Raises QueueNotFound.
+        """
+        found = 0
+        with closing(self.lend(0)) as consumer:
+            for batch in self.batches(consumer):
+                for _, letter in chosen(batch, ids, error):
+                    yield letter
+                    found += 1
+                    if found == limit or (ids and found == len(ids)):
+                        return
+
+    def requeue(
+        self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
+    ) -> list[str | None]:
+        """Send them to their queue again, as new: attempts begin at one. Their ids.
+
+        Each is confirmed before it is taken away here, so that being interrupted at any point
+        leaves one too many, never one too few. Raises QueueNotFound; NotSent, once all others were
+        brought back, with those whose queue did not take them.
+        """
+        failures: list[tuple[Message, NotSent]] = []
+        done: list[str | None] = []
+        with closing(self.transport.publisher()) as publisher:
+            for consumer, letters in self.each_batch(ids, error, limit):
+                back: list[Delivery] = []
+                for queue in dict.fromkeys(letter.queue for _, letter in letters):
+                    bound_for = [pair for pair in letters if pair[1].queue == queue]
+                    failed = self.send(publisher, queue, [letter for _, letter in bound_for])
+                    failures += failed
+                    lost = {id(message) for message, _ in failed}
+                    back += [d for d, letter in bound_for if id(letter.message) not in lost]
+                consumer.settle([Ack(delivery) for delivery in back])
+                done += [delivery.message.id for delivery in back]
+        if failures:
+            told = f"{len(failures)} were not brought back: {failures[0][1]}"
+            raise NotSent(told, failures=failures, sent=len(done))
+        return done
+
+    def drop(
+        self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
+    ) -> list[str | None]:
+        """Forget them. Their ids. Raises QueueNotFound."""
+        done: list[str | None] = []
+        for consumer, letters in self.each_batch(ids, error, limit):
+            consumer.settle([Ack(delivery) for delivery, _ in letters])
+            done += [letter.id for _, letter in letters]
+        return done
+
+    # -- over the seam
+
+    def lend(self, prefetch: int) -> Consumer:
+        try:
+            return self.transport.consumer(self.name, prefetch)
+        except QueueNotFound:
+            self.transport.stats(self.queue)  # raises for a queue that is not there either
+            raise
+
+    def each_batch(
+        self, ids: Collection[str], error: str | None, limit: int | None
+    ) -> Iterator[tuple[Consumer, Sequence[tuple[Delivery, DeadLetter]]]]:
+        """The chosen ones in batches, to be settled by the caller. All others are handed back at
+        the end: while they are out, they do not come round again."""
+        left = limit
+        with closing(self.lend(0 if ids or error else BATCH)) as consumer:
+            for batch in self.batches(consumer):
+                letters = chosen(batch, ids, error)[:left]
+                if letters:
+                    yield consumer, letters
+                if left is not None:
+                    left -= len(letters)
+                    if left <= 0:
+                        break
+            finish(consumer)
+
+    def batches(self, consumer: Consumer) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
+        """All that was there at the beginning: what dies meanwhile is for another time."""
+        began = time.time()
+        expected = self.transport.stats(self.name).ready
+        seen, last = 0, time.monotonic()
+        while time.monotonic() - last < QUIET:
+            deliveries = consumer.receive(BATCH, 0.1)
+            if deliveries:
+                last = time.monotonic()
+            read = [(delivery, read_letter(delivery)) for delivery in deliveries]
+            batch = [pair for pair in read if (pair[1].dead_at or 0) <= began + 1]
+            if batch:
+                yield batch
+            seen += len(deliveries)
+            if expected and seen >= expected and not deliveries:
+                return
+
+    def send(
+        self, publisher: Any, queue: str, letters: Sequence[DeadLetter]
+    ) -> list[tuple[Message, NotSent]]:
+        try:
+            publisher.publish(queue, [letter.message for letter in letters], CONFIRM_TIMEOUT)
+        except NotSent as error:
+            return list(error.failures)
+        return []
+
+
+def finish(consumer: Consumer) -> None:
+    """Let what was settled become final, as far as it does so soon."""
+    deadline = time.monotonic() + QUIET
+    while time.monotonic() < deadline and consumer.receive(0, 0.01):
+        pass
+
+
+def chosen(
+    batch: Sequence[tuple[Delivery, DeadLetter]], ids: Collection[str], error: str | None
+) -> list[tuple[Delivery, DeadLetter]]:
+    return [
+        (delivery, letter)
+        for delivery, letter in batch
+        if (not ids or letter.id in ids)
+        and (error is None or error in letter.reason or error in letter.error)
+    ]
+
+
+def read_letter(delivery: Delivery) -> DeadLetter:
+    """What a message in a dead-letter queue says of its end, whoever put it there."""
+    headers = delivery.message.headers
+    broker_says = last_death(headers) if REASON not in headers else {}
+    queue = text_in(headers, ORIGIN) or str(broker_says.get("queue") or "")
+    reason = text_in(headers, REASON) or brokers_reason(broker_says)
+    attempts = headers.get(FAILURES)
+    return DeadLetter(
+        queue=queue or delivery.queue.removesuffix(DEAD_SUFFIX),
+        message=as_new(delivery.message),
+        attempt=attempts if isinstance(attempts, int) and attempts > 0 else attempt_of(headers),
+        reason=reason,
+        error=text_in(headers, ERROR),
+        dead_at=moment_of(headers.get(DEAD_AT, broker_says.get("time"))),
+    )
+
+
+def as_new(message: Message) -> Message:
+    headers = {
+        name: value
+        for name, value in without_brokers_own(message.headers).items()
+        if name not in OURS
+    }
+    return replace(message, headers=headers)
+
+
+def last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """RabbitMQ's own record of the last time it set the message aside."""
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
+        return deaths[0]
+    return {}
+
+
+def brokers_reason(death: Mapping[str, Any]) -> str:
+    reason = str(death.get("reason") or "")
+    return BROKERS_REASONS.get(reason, reason or "put here by hand")
+
+
+def text_in(headers: Mapping[str, Any], name: str) -> str:
+    value = headers.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def moment_of(value: object) -> float | None:
+    match value:
+        case bool():
+            return None
+        case int() | float():
+            return float(value)
+        case datetime():
+            return value.timestamp()
+    return None
