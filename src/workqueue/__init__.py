@@ -8,6 +8,7 @@ Worker(emails, lambda job: print(job.payload)).run(until_empty=True)
 """
 
 from workqueue.broker import Broker, connect
+from workqueue.dead import DeadLetter
 from workqueue.errors import (
     AccessRefused,
     BadPayload,
@@ -18,10 +19,12 @@ from workqueue.errors import (
     HandlerNotFound,
     NotSent,
     QueueFull,
+    QueueMigrating,
     QueueMismatch,
     QueueNotFound,
     Refused,
     Reject,
+    RetryLater,
     StorageError,
     TooLarge,
     Unconfirmed,
@@ -31,8 +34,11 @@ from workqueue.errors import (
     WorkqueueError,
 )
 from workqueue.message import Delivery, Job, Message
+from workqueue.middleware import Middleware
 from workqueue.producer import Producer
 from workqueue.queue import Queue
+from workqueue.retry import RetryPolicy
+from workqueue.task import Task, current_job
 from workqueue.transport import QueueStats
 from workqueue.worker import Tally, Worker
 
@@ -46,21 +52,27 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "ConsumerLost",
+    "DeadLetter",
     "Delivery",
     "HandlerNotFound",
     "Job",
     "Message",
+    "Middleware",
     "NotSent",
     "Producer",
     "Queue",
     "QueueFull",
+    "QueueMigrating",
     "QueueMismatch",
     "QueueNotFound",
     "QueueStats",
     "Refused",
     "Reject",
+    "RetryLater",
+    "RetryPolicy",
     "StorageError",
     "Tally",
+    "Task",
     "TooLarge",
     "Unconfirmed",
     "UnknownScheme",
@@ -70,4 +82,5 @@ __all__ = [
     "WorkqueueError",
     "__version__",
     "connect",
+    "current_job",
 ]

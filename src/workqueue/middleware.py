@@ -115,4 +115,6 @@ def check_none_wraps(chain: Iterable[Middleware], where: str) -> None:
     """Raise Unsupported for middleware that has to be where no Python handler is."""
     for middleware in chain:
         if wraps_handlers(middleware):
-            raise Unsupported(f"{type(middleware).__name__} wraps handlers, and {where} has none")
+            raise Unsupported(
+                f"{type(middleware).__name__} wraps handlers, and cannot be around {where}"
+            )

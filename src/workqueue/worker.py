@@ -29,7 +29,7 @@ from workqueue.errors import (
     Unsupported,
 )
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery
-from workqueue.middleware import Middleware, load_middleware
+from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions, check_timeout
 from workqueue.runners.handler import Handler
@@ -88,8 +88,10 @@ class Worker:
     """Works on one queue with `concurrency` slots.
 
     `handler` is a function of a Job: returning is done, raising is a failed attempt, raising
-    Reject sets the task aside. With the runner "thread" it is called in this process; with
-    "process" in child processes, which import it by name; or give a Runner of your own.
+    Reject sets the task aside, and RetryLater puts it off. Or it is a task, or a queue for all its
+    tasks, which is also what runs if there is none. With the runner "thread" it is called in this
+    process; with "process" in child processes, which import it by name; with "async" all are
+    coroutines of one event loop; or give a Runner of your own.
 
     A task that failed is tried again as `retry` says (see RetryPolicy; else as its queue's), and
     then set aside in the dead-letter queue. One that runs longer than `timeout` seconds is
@@ -106,7 +108,7 @@ class Worker:
         handler: Handler | str | None = None,
         *,
         concurrency: int = 1,
-        runner: Literal["thread", "process"] | Runner = "thread",
+        runner: Literal["thread", "process", "async"] | Runner = "thread",
         prefetch: int | None = None,
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
@@ -123,6 +125,8 @@ class Worker:
         self.concurrency = concurrency
         self.middleware = load_middleware(middleware)
         if isinstance(runner, str):
+            if handler is None:
+                handler = own_tasks(queue)
             runner = make_runner(handler, runner, middleware, self.middleware)
         self.runner = runner
         self.prefetch = concurrency if prefetch is None else prefetch and max(prefetch, concurrency)
@@ -150,23 +154,32 @@ class Worker:
             self.shift.stop(now=now)
 
 
+def own_tasks(queue: Queue) -> Queue:
+    if not queue.tasks:
+        raise ConfigError("a worker needs a handler, or a queue with tasks of its own")
+    return queue
+
+
 def make_runner(
-    handler: Handler | str | None,
+    handler: Handler | str,
     runner: str,
     names: Sequence[Middleware | str],
     middleware: Sequence[Middleware],
 ) -> Runner:
     """`names` are `middleware` as it was given: child processes load it for themselves."""
-    if handler is None:
-        raise ConfigError("a worker needs a handler")
     if runner == "process":
         return ProcessRunner(handler, middleware=names)
-    if runner != "thread":
-        raise ConfigError(f"runner {runner!r}: choose thread or process")
     if isinstance(handler, str):
         from workqueue.runners.handler import load_handler
 
         handler = load_handler(handler)
+    if runner == "async":
+        from workqueue.runners.coroutine import AsyncRunner
+
+        check_none_wraps(middleware, "an event loop")
+        return AsyncRunner(handler)
+    if runner != "thread":
+        raise ConfigError(f"runner {runner!r}: choose thread, process or async")
     return ThreadRunner(handler, middleware=middleware)
 
 

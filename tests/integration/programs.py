@@ -52,6 +52,11 @@ def handle(job):
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "fail":
         raise ValueError("as asked")
+    elif word == "parricide":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    elif word == "twice" and job.attempt < 3:
+        raise ValueError("not yet")
     elif word == "listen":  # until it is told that the message was taken away
         deadline = time.monotonic() + (0 if job.redelivered else float(rest.split()[0]))
         while time.monotonic() < deadline:

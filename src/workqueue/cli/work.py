@@ -236,7 +236,7 @@ def work(
         show_log(log_format=log_format, quiet=session.quiet, verbose=session.verbose)
         plugins = load_middleware(names)
         if exec_:
-            check_none_wraps(plugins, "--exec")
+            check_none_wraps(plugins, "commands")
         if health_port is not None:
             plugins.append(Health(health_port))
         worker = Worker(

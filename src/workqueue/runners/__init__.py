@@ -3,6 +3,7 @@
 runner      what a runner is: deliveries in, endings out
 handler     finding a handler by name, and calling it with a job
 thread      in this process
+coroutine   in this process, all on one event loop
 process     in child processes, one per slot
 child       what such a child does
 command     as a command, started for each message

@@ -22,7 +22,7 @@ from workqueue.errors import ConfigError
 from workqueue.message import Delivery, Lost, Message
 from workqueue.middleware import Middleware, load_middleware
 from workqueue.retry import TaskOptions
-from workqueue.runners.handler import Handler, handle, load_handler
+from workqueue.runners.handler import Function, function_of, handle, load_handler, options_of
 
 head = Struct(">I")
 
@@ -93,7 +93,7 @@ class Child:
             report = Report(ending.verdict.value, ending.reason, ending.error, ending.delay)
             self.report(report)
 
-    def prepare(self) -> Handler | None:
+    def prepare(self) -> Function | None:
         """The handler, imported; None after saying that it cannot be."""
         frame = receive_frame(self.jobs)
         if frame is None:
@@ -103,12 +103,12 @@ class Child:
         threading.Thread(target=self.listen, name="workqueue-control", daemon=True).start()
         try:
             self.middleware = load_middleware(setup.middleware)
-            handler = load_handler(setup.handler)
+            found = load_handler(setup.handler)
         except ConfigError as error:
             self.report(Report(UNUSABLE, str(error), error.hint))
             return None
-        self.report(Report(READY, files=own_files()))
-        return handler
+        self.report(Report(READY, files=own_files(), options=options_of(found)))
+        return function_of(found, setup.handler)
 
     def report(self, report: Report) -> None:
         send_frame(self.jobs, msgspec.msgpack.encode(report))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import importlib
 import importlib.util
 import inspect
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,31 +19,68 @@ from workqueue.codec import decode
 from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater
 from workqueue.message import Delivery, Job, Lost
 from workqueue.middleware import Middleware, around_handler
+from workqueue.queue import Queue
+from workqueue.retry import TaskOptions
 from workqueue.runners.runner import Ending, Verdict
+from workqueue.task import Task, handle_by_type, job_here
 
-Handler = Callable[[Job[Any]], object]
+Function = Callable[[Job[Any]], object]
+"""What is called for each job. If it is a coroutine function, what it returns is run."""
+
+Handler = Function | Task[..., Any] | Queue
+"""What a user names: a function of a job, a task, or a queue for all its tasks."""
 
 LONGEST_REASON = 300
 
+loops = threading.local()
+"""An event loop for each thread that has run a coroutine."""
+
 
 def handle(
-    handler: Handler, delivery: Delivery, lost: Lost, middleware: Sequence[Middleware] = ()
+    handler: Function, delivery: Delivery, lost: Lost, middleware: Sequence[Middleware] = ()
 ) -> Ending:
     """Decode, call, and say how it ended. Raises nothing but what stops a process."""
     try:
         job = make_job(delivery, lost)
     except BadPayload as error:
         return Ending(delivery, Verdict.REJECTED, one_line(str(error)))
+    here = job_here.set(job)
     try:
-        around_handler(middleware, handler)(job)
-    except RetryLater as signal:
-        return Ending(delivery, Verdict.LATER, one_line(str(signal)), delay=signal.delay)
-    except Reject as signal:
-        return Ending(delivery, Verdict.REJECTED, one_line(signal.reason))
+        around_handler(middleware, lambda job: finished(handler(job)))(job)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is the task's
-        reason = one_line(f"{type(error).__name__}: {error}")
-        return Ending(delivery, Verdict.FAILED, reason, traceback_of(error))
+        return ending_of(delivery, error)
+    finally:
+        job_here.reset(here)
     return Ending(delivery, Verdict.DONE)
+
+
+def ending_of(delivery: Delivery, error: BaseException) -> Ending:
+    """What a handler says by raising `error`."""
+    match error:
+        case RetryLater(delay=delay):
+            return Ending(delivery, Verdict.LATER, one_line(str(error)), delay=delay)
+        case Reject(reason=reason):
+            return Ending(delivery, Verdict.REJECTED, one_line(reason))
+    reason = one_line(f"{type(error).__name__}: {error}")
+    return Ending(delivery, Verdict.FAILED, reason, traceback_of(error))
+
+
+def finished(result: object) -> object:
+    """`result`, or what the coroutine gives that it is."""
+    if not inspect.iscoroutine(result):
+        return result
+    if not hasattr(loops, "runner"):
+        import asyncio
+
+        loops.runner = asyncio.Runner()
+    return loops.runner.run(result, context=contextvars.copy_context())
+
+
+def close_loop() -> None:
+    """This thread runs no more coroutines."""
+    if hasattr(loops, "runner"):
+        loops.runner.close()
+        del loops.runner
 
 
 def make_job(delivery: Delivery, lost: Lost) -> Job[Any]:
@@ -82,7 +122,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def load_handler(name: str) -> Handler:
-    """The function that `module:function` or `path/file.py:function` names.
+    """The function, task or queue that `module:function` or `path/file.py:function` names.
 
     A module is looked for in the current folder first. Raises HandlerNotFound with the reason, in
     one line.
@@ -94,7 +134,9 @@ def load_handler(name: str) -> Handler:
             hint="For example tasks:handle, for the function handle in tasks.py",
         )
     module = load_file(Path(source)) if source.endswith(".py") else load_module(source)
-    return check_handler(find_attribute(module, source, attribute), name)
+    found = find_attribute(module, source, attribute)
+    function_of(found, name)
+    return found  # type: ignore[return-value]  # or function_of would have refused it
 
 
 def load_module(name: str) -> ModuleType:
@@ -147,12 +189,41 @@ def find_attribute(module: ModuleType, source: str, attribute: str) -> object:
     return found
 
 
-def check_handler(found: object, name: str) -> Handler:
+def function_of(found: object, name: str) -> Function:
+    """What to call for each job. Raises HandlerNotFound for what cannot be a handler."""
+    if isinstance(found, Queue):
+        if not found.tasks:
+            raise HandlerNotFound(f"{name} is a queue without tasks", hint="Add some: @queue.task")
+        for task in found.tasks.values():
+            task.arguments()  # annotations that make no sense are said now, not with each message
+        return functools.partial(handle_by_type, found)
+    if isinstance(found, Task):
+        found.arguments()
+        return found.handle
     if not callable(found):
         raise HandlerNotFound(f"{name} is not a function but a {type(found).__name__}")
-    if inspect.iscoroutinefunction(found):
-        raise HandlerNotFound(f"{name} is an async function: write it with def, please")
     return found
+
+
+def options_of(handler: object) -> dict[str, TaskOptions]:
+    """What the tasks of a handler ask for, by their name."""
+    match handler:
+        case Queue():
+            return {name: task.asks for name, task in handler.tasks.items()}
+        case Task():
+            return {handler.name: handler.asks}
+    return {}
+
+
+def is_async(handler: object) -> bool:
+    """Whether all that it runs are coroutines."""
+    match handler:
+        case Queue():
+            return all(is_async(task) for task in handler.tasks.values())
+        case Task():
+            return inspect.iscoroutinefunction(handler.function)
+    call = getattr(handler, "__call__", None)  # noqa: B004 - an object's, to be looked at
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 
 def name_of(handler: Handler) -> str:
@@ -161,6 +232,8 @@ def name_of(handler: Handler) -> str:
     Raises HandlerNotFound for what has none: a lambda, a function inside another, or one of the
     script that is running, which a child would have to run a second time.
     """
+    if isinstance(handler, Queue):
+        return name_of_queue(handler)
     module = getattr(handler, "__module__", None)
     qualified = getattr(handler, "__qualname__", "")
     if module == "__main__":
@@ -177,3 +250,15 @@ def name_of(handler: Handler) -> str:
             hint="Make it a function at the top of a module, or use runner='thread'.",
         )
     return f"{module}:{qualified}"
+
+
+def name_of_queue(queue: Queue) -> str:
+    """A queue has no name of its own in Python: it is looked for beside its tasks."""
+    for module in dict.fromkeys(task.__module__ for task in queue.tasks.values()):
+        for attribute, found in vars(sys.modules[module]).items():
+            if found is queue and module != "__main__":
+                return f"{module}:{attribute}"
+    raise HandlerNotFound(
+        f"queue {queue.name} is no global of an importable module, where its tasks are",
+        hint="Name it there, as in queue = connect().queue(…), or use runner='thread'.",
+    )

@@ -428,7 +428,9 @@ class ProcessRunner:
 
 def names_of(middleware: Sequence[Middleware | str]) -> list[str]:
     """What the children load; an object of this process cannot be where their handlers are."""
-    check_none_wraps((one for one in middleware if not isinstance(one, str)), "a child process")
+    check_none_wraps(
+        (one for one in middleware if not isinstance(one, str)), "those of child processes"
+    )
     return [one for one in middleware if isinstance(one, str)]
 
 

@@ -15,7 +15,7 @@ from workqueue.errors import Unsupported
 from workqueue.message import Delivery, Lost
 from workqueue.middleware import Middleware
 from workqueue.retry import TaskOptions
-from workqueue.runners.handler import Handler, check_handler, handle
+from workqueue.runners.handler import Handler, close_loop, function_of, handle, options_of
 from workqueue.runners.runner import Ending, Verdict
 
 NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
@@ -26,12 +26,9 @@ class ThreadRunner:
 
     def __init__(self, handler: Handler, *, middleware: Sequence[Middleware] = ()) -> None:
         self.middleware = middleware
-        self.handler = check_handler(handler, getattr(handler, "__qualname__", repr(handler)))
+        self.handler = function_of(handler, getattr(handler, "__qualname__", repr(handler)))
+        self.options: Mapping[str, TaskOptions] = options_of(handler)
         self.threads: list[threading.Thread] = []
-
-    @property
-    def options(self) -> Mapping[str, TaskOptions]:
-        return {}
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         self.ring = ring
@@ -50,6 +47,7 @@ class ThreadRunner:
             delivery, lost = task
             self.ended.append(handle(self.handler, delivery, lost, self.middleware))
             self.ring()
+        close_loop()
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
         if timeout is not None:
