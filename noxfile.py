@@ -17,6 +17,7 @@ nox.options.sessions = ["lint", "types", "unit"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
+PLUGINS = sorted(str(path.parent) for path in Path().glob("plugins/*/pyproject.toml"))
 TOOLS = PROJECT["project"]["optional-dependencies"]
 
 
@@ -31,10 +32,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy, strictly."""
-    session.install("-e", ".[types]")
-    paths = [path for path in ("src", "tests/typing", "dev") if Path(path).exists()]
-    session.run("mypy", *(session.posargs or paths))
+    """mypy, strictly; also that what must be refused in tests/typing is."""
+    session.install("-e", ".[types]", *(word for path in PLUGINS for word in ("-e", f"./{path}")))
+    session.run("mypy", *(session.posargs or ["src", "tests/typing", "dev"]))
+    for path in PLUGINS:
+        session.run("mypy", f"{path}/src")
 
 
 @nox.session(python=PYTHONS)

@@ -202,6 +202,7 @@ class Shift:
         self.began: dict[Delivery, float] = {}
         self.taken = 0
         self.last_arrival = time.monotonic()
+        self.put_off = 0.0
         self.next_retry = 0.0
         self.turned_at = time.monotonic()
         self.stops = 0
@@ -288,9 +289,10 @@ class Shift:
         for delivery in received:
             self.begin(consumer, delivery)
         self.begin_suspect(consumer)
-        if received:
-            self.last_arrival = time.monotonic()
-        elif self.empty() or self.enough():
+        self.expect_retries(consumer)
+        if received or consumer.unsettled:
+            self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
+        if not received and (self.empty() or self.enough()):
             self.stop()
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
@@ -313,6 +315,12 @@ class Shift:
         if self.until_empty and not self.running:
             return min(TURN, max(0.01, self.last_arrival + IDLE_BEFORE_EMPTY - time.monotonic()))
         return 0.1 if self.draining_since is not None else TURN
+
+    def expect_retries(self, consumer: Consumer) -> None:
+        """From when the broker has what was put off, its delay counts, and a hundredth more."""
+        if self.put_off and not consumer.unsettled:
+            self.next_retry = max(self.next_retry, time.monotonic() + self.put_off * 1.01)
+            self.put_off = 0.0
 
     def empty(self) -> bool:
         """Nothing arrived for a while, nothing of ours can still come back, and the broker does
@@ -418,8 +426,7 @@ class Shift:
                 log.debug("task %s done", name(delivery))
             case Retry(_, reason, delay, failed):
                 self.tally.retried += 1
-                # Brokers keep the time to a hundredth; none of ours is early.
-                self.next_retry = max(self.next_retry, time.monotonic() + delay * 1.01)
+                self.put_off = max(self.put_off, delay)
                 told = f"failed, attempt {delivery.attempt}: {reason}" if failed else "waits"
                 log.warning("task %s %s; again in %.1f s", name(delivery), told, delay)
             case Reject(_, reason):

@@ -21,6 +21,7 @@ noticed when more keeps coming after everybody has left.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,17 +197,25 @@ class Migration:
         """Everybody has left, and all that was there is in the holding queue."""
         for _ in range(STRANGERS):
             self.wait_for_workers()
-            moved = self.move(self.queue, self.holding)
+            moved = self.move(self.queue, self.holding, expected=self.count()[0])
             self.say(f"moved {moved:,} messages to {self.holding}")
             time.sleep(LOOK_AGAIN)
             # The second look: a worker that had seen no marker, a copy that was under way.
             if self.count() == (0, 0):
                 return
         if not self.force:
+            self.undo()
             raise Unsupported(
                 f"somebody still sends to {self.queue} past the exchange workqueue, or works on it",
                 hint="Stop them and call this again, or lose what they send in between: --force",
             )
+
+    def undo(self) -> None:
+        """Everything is as it was."""
+        self.steps.route(self.queue)
+        self.steps.unroute(self.holding)
+        self.drop(self.marker)
+        self.bring_back()
 
     def wait_for_workers(self) -> None:
         calm = 0
@@ -235,10 +244,10 @@ class Migration:
         self.say(f"moved {moved:,} messages back to {self.queue}")
         return moved
 
-    def move(self, source: str, target: str) -> int:
+    def move(self, source: str, target: str, expected: float = math.inf) -> int:
         mover = Mover(self.link, source, target, self.tell_progress)
         try:
-            return mover.move(QUIET)
+            return mover.move(QUIET, expected)
         finally:
             mover.close()
 

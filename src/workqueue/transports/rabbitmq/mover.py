@@ -7,6 +7,7 @@ as they are on the wire, also those that we could not read or say ourselves.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,9 @@ from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 
 AT_ONCE = 100
 """Messages on their way: enough to keep both queues busy, few enough to be held in memory."""
+
+PATIENCE = 3.0
+"""Seconds for a source that has more than it had to become quiet all the same."""
 
 FULL_PAUSE = 0.2
 """Seconds until the next try, when the other queue has no room."""
@@ -49,13 +53,19 @@ class Mover:
         self.inward.basic_qos(0, AT_ONCE, False)
         self.inward.basic_consume(source, no_ack=False)
 
-    def move(self, quiet: float) -> int:
+    def move(self, quiet: float, expected: float = math.inf) -> int:
         """Until nothing came for `quiet` seconds and nothing is on its way; how many were moved.
 
-        Raises ConnectionLost if either queue fails; calling again, with another Mover, goes on.
+        Where more keeps coming than `expected`, only for a while. Raises ConnectionLost if either
+        queue fails; calling again, with another Mover, goes on.
         """
         self.moved_at = time.monotonic()
+        give_up = math.inf
         while self.waiting or time.monotonic() - self.moved_at < quiet:
+            if self.moved > expected:
+                give_up = min(give_up, time.monotonic() + PATIENCE)
+            if time.monotonic() > give_up:
+                break
             if self.link.wire.wait_readable(0.1):
                 self.link.wire.read()
             if self.stopped:

@@ -1,0 +1,146 @@
+"""Scraped over HTTP and read with the official client's own parser."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.request
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from workqueue_prometheus import PrometheusMiddleware
+
+from workqueue import (
+    Broker,
+    ConfigError,
+    Job,
+    NotSent,
+    Producer,
+    Queue,
+    Reject,
+    RetryPolicy,
+    Worker,
+)
+from workqueue.middleware import load_middleware
+from workqueue.testing import eventually
+from workqueue.transports.memory import MemoryTransport
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Broker(MemoryTransport()).queue("jobs", retry=RetryPolicy(first=0))
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return port
+
+
+class Scrape:
+    """What one look at the endpoint gave: `scrape("name", label="value")`."""
+
+    def __init__(self, port: int) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        self.types = {family.name: family.type for family in families}
+        self.samples = [sample for family in families for sample in family.samples]
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        for sample in self.samples:
+            if sample.name == f"workqueue_{name}" and sample.labels == labels:
+                return sample.value
+        return None
+
+
+def handle(job: Job[Any]) -> None:
+    if job.payload == "bad":
+        raise Reject("no good")
+    if job.payload == "again" and job.attempt == 1:
+        raise LookupError("not yet")
+
+
+def test_what_a_scraper_sees(queue: Queue, port: int) -> None:
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=port, registry=registry)
+    producer = Producer(queue, middleware=[plugin])
+    producer.send_many(["good", "good", "again"])
+    producer.send("bad", type="invoice")
+    worker = Worker(queue, handle, concurrency=2, middleware=[plugin])
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        eventually(lambda: queue.stats().done == 3, within=20)
+        eventually(lambda: Scrape(port)("messages_finished_total", **OF_DEAD) == 1, within=20)
+        scrape = Scrape(port)
+    finally:
+        worker.stop()
+        thread.join(20)
+    assert scrape("messages_sent_total", queue="jobs", outcome="confirmed") == 4
+    assert scrape("messages_received_total", queue="jobs") == 5
+    done = {"queue": "jobs", "handler": "", "outcome": "done"}
+    assert scrape("messages_finished_total", **done) == 3
+    assert scrape("messages_finished_total", **{**done, "outcome": "retry"}) == 1
+    assert scrape("process_duration_seconds_count", **done) == 3
+    assert scrape("wait_seconds_count", queue="jobs") == 4
+    assert scrape("send_duration_seconds_count", queue="jobs") == 2
+    assert scrape("in_progress_messages", queue="jobs") == 0
+    assert scrape("queue_messages", queue="jobs", state="ready") == 0
+    assert scrape("queue_messages", queue="jobs", state="dead") == 1
+    assert scrape("queue_workers", queue="jobs") == 1
+    assert scrape("queue_oldest_ready_seconds", queue="jobs") is None
+    assert scrape("worker_slots", state="free") == 2
+    assert scrape("broker_connected") == 1
+    assert scrape.types["workqueue_messages_finished"] == "counter"
+    with pytest.raises(OSError, match="refused"):
+        Scrape(port)
+
+
+OF_DEAD = {"queue": "jobs", "handler": "invoice", "outcome": "dead"}
+
+
+def test_what_was_not_sent_is_counted(queue: Queue) -> None:
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=0, registry=registry)
+    full = queue.broker.queue("full", max_length=1)
+    producer = Producer(full, timeout=0.2, middleware=[plugin])
+    with pytest.raises(NotSent):
+        producer.send_many([1, 2, 3])
+    name = "workqueue_messages_sent_total"
+    assert registry.get_sample_value(name, {"queue": "full", "outcome": "confirmed"}) == 1
+    assert registry.get_sample_value(name, {"queue": "full", "outcome": "refused"}) == 2
+
+
+def test_workers_share_a_registry(queue: Queue) -> None:
+    """One after the other, or a worker and a sender: what they count adds up."""
+    registry = CollectorRegistry()
+    for _ in range(2):
+        plugin = PrometheusMiddleware(port=0, registry=registry)
+        Producer(queue).send("good")
+        Worker(queue, handle, middleware=[plugin]).run(until_empty=True)
+    labels = {"queue": "jobs", "handler": "", "outcome": "done"}
+    assert registry.get_sample_value("workqueue_messages_finished_total", labels) == 2
+
+
+def test_a_port_that_is_taken(queue: Queue) -> None:
+    """Said before a task is taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        plugin = PrometheusMiddleware(port=taken.getsockname()[1], registry=CollectorRegistry())
+        with pytest.raises(ConfigError, match="Address already in use"):
+            Worker(queue, handle, middleware=[plugin]).run(until_empty=True)
+
+
+def test_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--middleware prometheus` does."""
+    monkeypatch.setenv("WORKQUEUE_PROMETHEUS_PORT", "0")
+    [plugin] = load_middleware(["prometheus"])
+    assert isinstance(plugin, PrometheusMiddleware)
+    monkeypatch.setenv("WORKQUEUE_PROMETHEUS_PORT", "http")
+    with pytest.raises(ConfigError, match="a port is between 0 and 65535"):
+        load_middleware(["prometheus"])
