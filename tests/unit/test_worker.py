@@ -888,10 +888,6 @@ def test_prefetch_is_at_least_a_message_per_slot(given: int | None, prefetch: in
     )
 
 
-async def a_coroutine(job: Job[Any]) -> None:
-    """Cannot be run in a thread."""
-
-
 @pytest.mark.parametrize(
     ("handler", "options"),
     [
@@ -902,7 +898,7 @@ async def a_coroutine(job: Job[Any]) -> None:
         (print, {"runner": "greenlet"}),
         (None, {}),
         (7, {}),
-        (a_coroutine, {}),
+        (print, {"runner": "async"}),
         ("no_colon", {}),
         ("json:no_such_function", {}),
         (lambda job: None, {"runner": "process"}),

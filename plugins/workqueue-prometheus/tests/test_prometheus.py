@@ -37,8 +37,7 @@ def queue() -> Queue:
 def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return port
+        return int(free.getsockname()[1])
 
 
 class Scrape:

@@ -1,4 +1,4 @@
-"""workqueue demo: tasks sent, shared, a worker killed in the middle, and nothing lost."""
+"""workqueue demo: tasks sent, shared, retried and set aside, a worker killed, nothing lost."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ PATIENCE = 40.0
 
 JOURNAL = "WORKQUEUE_DEMO_JOURNAL"
 
+ATTEMPTS = 3
+BACKOFF = "300ms..600ms"
+
+FAIL_ONCE = (5, 50)
+"""Tasks whose first attempt fails."""
+
+BROKEN = 20
+"""A task that fails each time, until what it needs is mended."""
+
 
 def add_to(app: typer.Typer) -> None:
     command(app, panel="Run")(demo)
@@ -42,7 +51,7 @@ def demo(
     session: Session,
     tasks: Annotated[int, typer.Option("-n", "--tasks", min=10, max=5_000)] = TASKS,
 ) -> None:
-    """See it run: tasks shared among workers, one of them killed, nothing lost.
+    """See it run: tasks shared, retried and set aside, a worker killed, nothing lost.
 
     On a file of its own, or on the broker that -u or WORKQUEUE_URL names. Exit 1 if a task was
     lost.
@@ -76,7 +85,18 @@ def handle(job: Job[Any]) -> None:
     """The demo's task, run by its workers: it takes its time, and keeps a journal."""
     write_journal(job, "start")
     time.sleep(job.payload["seconds"])
+    task = job.payload["task"]
+    if task in FAIL_ONCE and job.attempt == 1:
+        write_journal(job, "failed")
+        raise ConnectionError("the printer is busy")
+    if task == BROKEN and not mended_flag().exists():
+        write_journal(job, "failed")
+        raise FileNotFoundError("the printer has no paper")
     write_journal(job, "done")
+
+
+def mended_flag() -> Path:
+    return Path(os.environ[JOURNAL]).with_name("mended")
 
 
 def write_journal(job: Job[Any], event: str) -> None:
@@ -86,6 +106,7 @@ def write_journal(job: Job[Any], event: str) -> None:
         "task": job.payload["task"],
         "worker": os.getppid(),
         "redelivered": job.redelivered,
+        "attempt": job.attempt,
         "at": time.time(),
     }
     with Path(os.environ[JOURNAL]).open("ab", buffering=0) as journal:
@@ -105,6 +126,8 @@ class Show:
     done: dict[int, int] = field(default_factory=dict)
     per_worker: dict[int, int] = field(default_factory=dict)
     redelivered: set[int] = field(default_factory=set)
+    failures: int = 0
+    requeued: int = 0
     began: float = 0.0
     ended: float = 0.0
     killed_at: float = 0.0
@@ -136,6 +159,7 @@ class Show:
     def launch(self) -> subprocess.Popen[bytes]:
         """A worker as anybody would start it. The URL goes by environment: `ps` shows arguments."""
         arguments = ["work", self.queue.name, "workqueue.cli.demo:handle", "-c", str(SLOTS)]
+        arguments += ["--max-attempts", str(ATTEMPTS), "--backoff", BACKOFF]
         url = self.session.find_url()
         assert url is not None
         return subprocess.Popen(
@@ -153,6 +177,8 @@ class Show:
             self.read_journal()
             if not self.killed and len(self.done) > len(self.weights) / 3:
                 self.kill_one()
+            if self.lost == 1 and not self.requeued:
+                self.bring_back()
             refresh()
             time.sleep(0.05)
 
@@ -173,10 +199,26 @@ class Show:
             if entry["redelivered"] and task not in self.redelivered:
                 self.redelivered.add(task)
                 self.tell(f"task {task} came back and runs again, in worker {worker}")
+        elif entry["event"] == "failed":
+            self.failures += 1
+            if task == BROKEN and entry["attempt"] == ATTEMPTS:
+                self.tell(f"task {task} failed {ATTEMPTS} times: it is set aside, with its reason")
         else:
+            if entry["attempt"] > 1 and task not in self.done:
+                self.tell(f"task {task} had failed, and is done at attempt {entry['attempt']}")
             self.done[task] = worker
             self.per_worker[worker] = self.per_worker.get(worker, 0) + 1
-            self.ended = at
+            if entry["attempt"] == 1 and task != BROKEN:
+                self.ended = at  # the makespan is of what went well: the others wait on purpose
+
+    def bring_back(self) -> None:
+        """All is done but what was set aside: its cause is mended, and it is sent again."""
+        letters = list(self.queue.dead.letters())
+        if not letters:
+            return
+        self.tell(f"one dead letter: {letters[0].reason}; mending that, and requeueing it")
+        self.journal.with_name("mended").touch()
+        self.requeued = len(self.queue.dead.requeue())
 
     def kill_one(self) -> None:
         """The worker that has most in its hands just now."""
@@ -262,6 +304,8 @@ class Show:
             "sent": len(self.weights),
             "handled": len(self.done),
             "redelivered": len(self.redelivered),
+            "failed": self.failures,
+            "requeued": self.requeued,
             "lost": self.lost,
             "makespan_s": round(makespan, 2),
             "ideal_s": round(self.ideal(), 2),

@@ -32,6 +32,11 @@ Handler = Function | Task[..., Any] | Queue
 
 LONGEST_REASON = 300
 
+OWN_FILES = frozenset(
+    {Path(__file__), *(Path(__file__).parents[1] / name for name in ("middleware.py", "task.py"))}
+)
+"""Through which a handler is called."""
+
 loops = threading.local()
 """An event loop for each thread that has run a coroutine."""
 
@@ -113,9 +118,16 @@ def one_line(text: str) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """From the handler on down: how it was called is our business."""
-    own = error.__traceback__.tb_next if error.__traceback__ else None
-    return "".join(traceback.format_exception(type(error), error, own))
+    """From the handler on down: how it was called is our business, and asyncio's."""
+    trace = error.__traceback__
+    while trace is not None and is_machinery(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
+def is_machinery(file: str) -> bool:
+    path = Path(file)
+    return path in OWN_FILES or path.parent.name == "asyncio"
 
 
 # -- by name -----------------------------------------------------------------------------------

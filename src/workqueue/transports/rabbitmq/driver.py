@@ -184,7 +184,8 @@ class RabbitMQTransport:
     def warn_once(self, found: Survey, version: str) -> None:
         warning = found.warning(version)
         with self.warned_lock:
-            if warning is None or found.queue in self.warned:
+            looked_at = found.queue.endswith(DEAD_SUFFIX)  # dead letters are no long tasks
+            if warning is None or looked_at or found.queue in self.warned:
                 return
             self.warned.add(found.queue)
         log.warning("%s", warning)

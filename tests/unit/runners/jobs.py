@@ -1,0 +1,69 @@
+"""Deliveries to run, and a way to run them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from workqueue.message import Delivery, Message, new_id
+from workqueue.runners.runner import Ending, Runner
+from workqueue.testing import eventually
+
+ENOUGH = 30.0
+"""Seconds: longer than anything here takes on any machine."""
+
+
+def delivery(body: str | bytes, **more: object) -> Delivery:
+    raw = body.encode() if isinstance(body, str) else body
+    return Delivery(message=Message(body=raw, id=new_id()), queue="jobs", **more)  # type: ignore[arg-type]
+
+
+class Bench:
+    """A started runner, and the endings it gives."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.rung = threading.Event()
+        self.ended: dict[Delivery, Ending] = {}
+
+    def run(self, *deliveries: Delivery, timeout: float | None = None) -> list[Ending]:
+        """All of them, as they ended, in the order given."""
+        for one in deliveries:
+            self.runner.run(one, timeout)
+        return self.endings(*deliveries)
+
+    def endings(self, *deliveries: Delivery) -> list[Ending]:
+        def all_ended() -> bool:
+            self.ended |= {ending.delivery: ending for ending in self.runner.endings()}
+            return set(deliveries) <= set(self.ended)
+
+        eventually(all_ended, within=ENOUGH, what="all to end")
+        return [self.ended[one] for one in deliveries]
+
+
+@contextmanager
+def at_work(runner: Runner, slots: int = 1) -> Iterator[Bench]:
+    bench = Bench(runner)
+    runner.start(slots, bench.rung.set)
+    try:
+        yield bench
+    finally:
+        runner.close()
+        runner.close()
+
+
+def pid_in(path: Path) -> int:
+    """The number that a handler has written there, once it has."""
+    return int(eventually(lambda: path.exists() and path.read_text(), within=ENOUGH))
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+    return state == "Z"
