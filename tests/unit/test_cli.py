@@ -1,0 +1,498 @@
+"""The command line as a process: flags, JSON keys, exit codes, errors of at most three lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workqueue
+
+ENOUGH = 60.0
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Shell:
+    """A folder of its own, where nothing of the user's is seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("WORKQUEUE_")
+        } | {
+            "HOME": str(folder),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+            "WORKQUEUE_URL": "sqlite:///jobs.db",
+        }
+
+    def __call__(self, *arguments: str, stdin: str | bytes | None = None, **env: str) -> Result:
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [sys.executable, "-m", "workqueue", *arguments],
+            cwd=self.folder,
+            env={**self.environment, **env},
+            input=given,
+            stdin=subprocess.DEVNULL if given is None else None,
+            capture_output=True,
+            timeout=ENOUGH,
+        )
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def bodies(self, queue: str = "q") -> list[str]:
+        seen = self("peek", queue, "-n", "1000", "--json").json
+        return [line.get("body", line.get("body_base64")) for line in seen]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def is_error(result: Result, code: int, *told: str) -> None:
+    """That code, a few lines without a traceback, and the last of them to type next."""
+    assert result.code == code, result
+    lines = result.err.splitlines()
+    assert "Traceback" not in result.err
+    error = [n for n, line in enumerate(lines) if line.startswith("workqueue: ")]
+    assert error
+    assert len(lines) - error[-1] <= 3, result.err
+    assert "Try: " in lines[-1]
+    for text in told:
+        assert text in result.err
+
+
+# -- send --------------------------------------------------------------------------------------
+
+
+def test_bodies(shell: Shell) -> None:
+    result = shell("send", "q", "a", "-", "b")
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "made queue q\n3 messages to q\n"
+    assert shell.bodies() == ["a", "-", "b"]
+    assert shell("send", "q", "--", "-5").code == 0
+    is_error(shell("send", "q", "-5"), 2)
+
+
+@pytest.mark.parametrize("arguments", [("-",), (), ("-f", "-")])
+def test_lines(shell: Shell, arguments: tuple[str, ...]) -> None:
+    """From standard input: a line each, the last one with or without an end."""
+    assert shell("send", "q", *arguments, stdin="one\r\ntwo\n\nfour").code == 0
+    assert shell.bodies() == ["one", "two", "", "four"]
+
+
+def test_nothing_at_all(shell: Shell) -> None:
+    """Is nothing wrong, if it comes from a pipe; a forgotten body is."""
+    assert shell("send", "q", "-", stdin="").code == 0
+    assert shell("send", "q", "-", "--json", stdin="").json == [
+        {"queue": "q", "sent": 0, "failed": 0}
+    ]
+    is_error(shell("send", "q"), 2, "nothing to send")
+
+
+def test_files_and_wholes(shell: Shell) -> None:
+    (shell.folder / "lines").write_text("a\nb\n")
+    assert shell("send", "q", "-f", "lines").code == 0
+    assert shell("send", "q", "-f", "lines", "--whole").code == 0
+    assert shell("send", "q", "-", "--whole", stdin="x\ny\n").code == 0
+    assert shell.bodies() == ["a", "b", "a\nb\n", "x\ny\n"]
+    is_error(shell("send", "q", "-f", "nosuch"), 65, "cannot read nosuch")
+
+
+def test_what_a_body_is_taken_for(shell: Shell) -> None:
+    """auto: an object or an array is JSON, anything else text, so 7 and 007 are alike."""
+    shell("send", "q", '{"a": 1}', "[1]", "7", "007", "null", "{broken")
+    shell("send", "q", "-", "--whole", stdin=b"\xff\xfe")
+    seen = shell("peek", "q", "--json").json
+    types = [line["content_type"] for line in seen]
+    text, as_json = "text/plain", "application/json"
+    assert types == [as_json, as_json, text, text, text, text, "application/octet-stream"]
+    assert seen[-1]["body_base64"] == "//4="
+    assert shell("send", "q", "7", "--as", "json").code == 0
+    assert shell("send", "q", '{"a": 1}', "--as", "text").code == 0
+
+
+def test_a_bad_line_stops_with_its_number(shell: Shell) -> None:
+    """What stood before it is sent."""
+    lines = '{"n": 1}\n{"n": 2}\n{"n": \n{"n": 4}\n'
+    is_error(
+        shell("send", "q", "--as", "json", "-", stdin=lines), 65, "line 3 is not JSON", "2 sent"
+    )
+    assert len(shell.bodies()) == 2
+
+
+def test_properties(shell: Shell) -> None:
+    sent = ("send", "q", "x", "--id", "me", "--type", "t", "-H", "a=1", "-H", "b=x=y")
+    assert shell(*sent, "--priority", "9", "--json").json == [
+        {"queue": "q", "sent": 1, "failed": 0, "ids": ["me"]}
+    ]
+    [line] = shell("peek", "q", "--json").json
+    assert (line["id"], line["type"], line["priority"]) == ("me", "t", 9)
+    assert line["headers"] == {"a": "1", "b": "x=y"}
+    is_error(shell("send", "q", "x", "y", "--id", "me"), 2, "--id names one message")
+    is_error(shell("send", "q", "x", "-H", "novalue"), 2, "NAME=VALUE")
+    is_error(shell("send", "q", "x", "--priority", "10"), 2)
+
+
+def test_times(shell: Shell) -> None:
+    assert shell("send", "q", "late", "--delay", "1h30m", "--ttl", "250ms").code == 0
+    assert shell("status", "q", "--json").json[0]["delayed"] == 1
+    [line] = shell("peek", "q", "--state", "delayed", "--json").json
+    assert line["body"] == "late"
+    for bad in ("x", "-1s", "31d", "5 m"):
+        is_error(shell("send", "q", "x", f"--delay={bad}"), 2)
+    is_error(shell("send", "q", "x", "--ttl", "0s"), 2, "ttl 0 s")
+
+
+def test_a_full_queue(shell: Shell) -> None:
+    """How many are in, and why not more; status says the same."""
+    assert shell("declare", "q", "--max-length", "100").code == 0
+    lines = "".join(f"{n}\n" for n in range(1000))
+    result = shell("send", "q", "-", "--timeout", "1s", "--json", stdin=lines)
+    is_error(result, 3, "full", "100 sent")
+    assert result.json == [{"queue": "q", "sent": 100, "failed": 900}]
+    assert shell("status", "q", "--json").json[0]["ready"] == 100
+    is_error(shell("send", "q", "x", "--timeout", "300ms"), 1, "full")
+
+
+def test_envelopes(shell: Shell) -> None:
+    """What peek prints can be sent again: the same id, and a fresh life."""
+    shell("send", "q", "a", "--id", "one", "--type", "t", "-H", "k=v", "--priority", "7")
+    line = shell("peek", "q", "--json").out
+    assert shell("send", "copy", "--envelope", "-", stdin=line).code == 0
+    [before], [after] = shell("peek", "q", "--json").json, shell("peek", "copy", "--json").json
+    assert after == {**before, "queue": "copy"}
+    assert shell("send", "q", "--envelope", '{"body": {"a": 1}}').code == 0
+    assert shell.bodies()[-1] == '{"a":1}'
+    is_error(shell("send", "q", "--envelope", '{"body": 1'), 65, "not an envelope")
+    is_error(shell("send", "q", "--envelope", '{"id": "x"}'), 65, "has no body")
+    is_error(shell("send", "q", "--envelope", '{"body_base64": "%"}'), 65, "not base64")
+    is_error(shell("send", "q", "--envelope", '{"body": "x", "priority": 99}'), 65, "priority")
+
+
+# -- work --------------------------------------------------------------------------------------
+
+
+def test_commands(shell: Shell) -> None:
+    shell("send", "q", "a", "b")
+    result = shell("work", "q", "--exec", "--until-empty", "--json", "--", "cat")
+    assert result.code == 0
+    assert result.out.startswith("ab{")
+    tally = json.loads(result.out[2:])
+    assert tally == {
+        "queue": "q",
+        "done": 2,
+        "retried": 0,
+        "dead": 0,
+        "handed_back": 0,
+        "lost": 0,
+    }
+
+
+def test_handlers(shell: Shell) -> None:
+    """A function, a task, a queue; by module or by file."""
+    (shell.folder / "tasks.py").write_text(
+        "from workqueue import connect\n"
+        "queue = connect().queue('q')\n"
+        "def handle(job): print('handled', job.payload, flush=True)\n"
+        "@queue.task\n"
+        "def greet(name: str): print('hello', name, flush=True)\n"
+    )
+    shell("send", "q", "x")
+    work = ("work", "q", "--until-empty", "--quiet")
+    assert shell(*work, "tasks:handle").out == "handled x\n"
+    shell("send", "q", '{"name": "ada"}', "--type", "greet")
+    assert shell(*work, "tasks.py:greet").out == "hello ada\n"
+    shell("send", "q", '{"name": "bob"}', "--type", "greet")
+    assert shell(*work, "tasks:queue", "--in", "thread").out == "hello bob\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--exec", "ls", "-l"), 2, "Try: workqueue work q --exec -- ls -l"),
+        (("--exec", "-c", "2", "ls"), 2, "Try: workqueue work q --exec -c 2 -- ls"),
+        (("--exec", "--"), 2, "--exec needs a command"),
+        ((), 2, "one HANDLER"),
+        (("a:b", "c:d"), 2, "one HANDLER"),
+        (("nosuch:handle",), 78, "there is no module nosuch"),
+        (("--exec", "--", "nosuch"), 78, "there is no command nosuch"),
+        (("--exec", "--prefetch", "x", "--", "true"), 2, "auto"),
+        (("--exec", "-c", "0", "--", "true"), 2, ""),
+        (("--exec", "--backoff", "9s..1s", "--", "true"), 78, "backoff 9..1 s"),
+        (("--exec", "--middleware", "nosuch", "--", "true"), 78, "no middleware nosuch"),
+        (("--exec", "--reload", "--", "true"), 2, "--reload"),
+        (("json:loads", "--in", "thread", "--timeout", "1s"), 78, "cannot be stopped"),
+    ],
+)
+def test_work_that_cannot_be(
+    shell: Shell, arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    result = shell("work", "q", *arguments)
+    assert result.code == code, result
+    assert told in result.err
+    assert "Traceback" not in result.err
+    assert "Try: " in result.err.splitlines()[-1]
+
+
+def test_exit_statuses_of_commands(shell: Shell) -> None:
+    """65 is never, 75 is again however often, others are attempts."""
+    shell("send", "q", "0", "65", "1", "75")
+    script = '[ "$WORKQUEUE_ATTEMPT" -lt 4 ] || exit 0; exit $(cat)'
+    options = ("--until-empty", "--max-attempts", "2", "--backoff", "10ms")
+    result = shell("work", "q", "--exec", *options, "--json", "--", "sh", "-c", script)
+    [tally] = result.json
+    assert (tally["done"], tally["dead"], tally["retried"]) == (2, 2, 4)
+    letters = shell("dead", "list", "q", "--json").json
+    assert {letter["body"]: letter["attempt"] for letter in letters} == {"65": 1, "1": 2}
+
+
+def test_so_many_and_no_more(shell: Shell) -> None:
+    shell("send", "q", "a", "b", "c")
+    assert shell("work", "q", "--exec", "-n", "2", "--quiet", "--", "cat").out == "ab"
+    assert shell.bodies() == ["c"]
+
+
+def test_the_url_is_not_for_commands(shell: Shell) -> None:
+    shell("send", "q", "a")
+    show = ("--", "sh", "-c", 'echo "url=$WORKQUEUE_URL"')
+    work = ("work", "q", "--exec", "--until-empty", "--quiet")
+    assert shell(*work, *show).out == "url=\n"
+    shell("send", "q", "a")
+    assert shell(*work, "--pass-url", *show).out == "url=sqlite:///jobs.db\n"
+
+
+# -- look and mend -----------------------------------------------------------------------------
+
+
+def test_status(shell: Shell) -> None:
+    shell("send", "q", "a")
+    [found] = shell("status", "q", "--json").json
+    assert list(found) == [
+        "queue",
+        "ready",
+        "in_flight",
+        "delayed",
+        "dead",
+        "consumers",
+        "oldest_ready_s",
+    ]
+    assert (found["queue"], found["ready"], found["dead"]) == ("q", 1, 0)
+    lines = shell("status").out.splitlines()
+    assert lines[0].split("\t") == list(found)
+    assert lines[1].startswith("q\t1\t0\t0\t0\t0\t")
+    is_error(shell("status", "q", "nosuch"), 1, "queue nosuch does not exist")
+    assert not (shell.folder / "other.db").exists()
+    is_error(shell("status", "q", "-u", "sqlite:///other.db"), 1)
+    assert not (shell.folder / "other.db").exists()
+
+
+def test_tables_show_no_control_characters(shell: Shell) -> None:
+    shell("send", "q", "-", "--whole", stdin="a\x1b[2Jb\tc\u202ed\n")
+    out = shell("peek", "q").out
+    assert "a\\x1b[2Jb\\tc\\u202ed\\n" in out
+    assert "\x1b" not in out
+
+
+def test_peek(shell: Shell) -> None:
+    shell("send", "q", "a", "b", "c")
+    assert len(shell("peek", "q", "-n", "2", "--json").json) == 2
+    assert shell.bodies() == ["a", "b", "c"]
+    is_error(shell("peek", "nosuch"), 1)
+
+
+def test_watch(shell: Shell) -> None:
+    shell("send", "q", "a")
+    lines = shell("watch", "q", "-i", "100ms", "-n", "2").out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].split("\t")[:3] == ["time", "queue", "ready"]
+    first, second = shell("watch", "q", "-i", "100ms", "-n", "2", "--json").json
+    assert (first["in_per_s"], second["in_per_s"]) == (None, 0.0)
+    is_error(shell("watch", "nosuch"), 1)
+    is_error(shell("watch", "q", "-i", "1ms"), 2)
+
+
+def test_purge_and_delete(shell: Shell) -> None:
+    """Not without a word."""
+    shell("send", "q", "a", "b")
+    is_error(shell("purge", "q"), 2, "say --yes")
+    assert shell("purge", "q", "--yes", "--json").json == [{"queue": "q", "dropped": 2}]
+    is_error(shell("delete", "q"), 2, "say --yes")
+    assert shell("delete", "q", "--yes").code == 0
+    is_error(shell("delete", "q", "--yes"), 1)
+    is_error(shell("purge", "nosuch", "--yes"), 1)
+
+
+def test_declare_and_migrate(shell: Shell) -> None:
+    assert shell("declare", "q", "--dry-run", "--json").json == [
+        {"queue": "q", "made": True, "dry_run": True}
+    ]
+    assert shell("declare", "q", "r", "--max-length", "5").code == 0
+    is_error(shell("declare", "q", "--max-length", "6"), 78, "max length is 5, not 6")
+    result = shell("migrate", "q", "--max-length", "6", "--dry-run", "--json")
+    assert result.json == [{"queue": "q", "changes": {"max length": {"from": 5, "to": 6}}}]
+    is_error(shell("migrate", "q", "--max-length", "6"), 2, "say --yes")
+    assert shell("migrate", "q", "--max-length", "6", "--yes").code == 0
+    assert shell("declare", "q", "--max-length", "6").code == 0
+    is_error(shell("migrate", "q", "--yes"), 2, "say what is to change")
+    is_error(shell("migrate", "nosuch", "--ttl", "5s", "--yes"), 1)
+    is_error(shell("declare", "a\nb"), 78)
+
+
+def test_dead_letters(shell: Shell) -> None:
+    shell("send", "q", "a", "b", "c")
+    fail = ("work", "q", "--exec", "--until-empty", "--max-attempts", "1", "--", "sh", "-c")
+    shell(*fail, "echo no $(cat) >&2; exit 1")
+    letters = shell("dead", "list", "q", "--json").json
+    assert [letter["body"] for letter in letters] == ["a", "b", "c"]
+    keys = {"id", "queue", "body", "headers", "type", "attempt", "reason", "error", "dead_at"}
+    assert keys <= set(letters[0])
+    assert letters[0]["reason"] == "the command exited with status 1: no a"
+    assert len(shell("dead", "list", "q", "--error", "no b", "--json").json) == 1
+    assert len(shell("dead", "list", "q", "--limit", "2", "--json").json) == 2
+    assert "no a" in shell("dead", "show", "q", letters[0]["id"]).out
+    is_error(shell("dead", "show", "q", "nosuch"), 1, "no dead letter nosuch")
+    is_error(shell("dead", "requeue", "q"), 2, "--all")
+    is_error(shell("dead", "requeue", "q", "x", "--all"), 2, "contradict")
+    assert len(shell("dead", "requeue", "q", "--all", "--dry-run", "--json").json) == 3
+    assert shell("dead", "requeue", "q", letters[0]["id"], "--json").json == [
+        {"queue": "q", "requeued": 1}
+    ]
+    assert shell.bodies() == ["a"]
+    is_error(shell("dead", "drop", "q", "--all"), 2, "say --yes")
+    assert shell("dead", "drop", "q", "--error", "no b", "--yes").code == 0
+    assert [line["body"] for line in shell("dead", "list", "q", "--json").json] == ["c"]
+    assert "nothing to do" in shell("dead", "requeue", "q", "--error", "nosuch").err
+    is_error(shell("dead", "list", "nosuch"), 1)
+
+
+# -- settings and errors -----------------------------------------------------------------------
+
+
+def test_where_settings_come_from(shell: Shell) -> None:
+    """Flags, then the environment, then ./workqueue.toml, then the project's, then the user's."""
+    user = shell.folder / "config" / "workqueue"
+    user.mkdir(parents=True)
+    shell.environment.pop("WORKQUEUE_URL")
+    names = ["flag", "env", "here", "project", "user"]
+    urls = {name: f"sqlite:///{name}.db" for name in names}
+    (user / "config.toml").write_text(f"url = '{urls['user']}'\n")
+    (shell.folder / "pyproject.toml").write_text(f"[tool.workqueue]\nurl = '{urls['project']}'\n")
+    (shell.folder / "workqueue.toml").write_text(f"url = '{urls['here']}'\n")
+
+    def used(*arguments: str, **env: str) -> str:
+        assert shell("send", "q", "x", *arguments, **env).code == 0
+        [found] = [path.stem for path in shell.folder.glob("*.db")]
+        for path in shell.folder.glob("*.db*"):
+            path.unlink() if path.is_file() else [p.unlink() for p in path.iterdir()]
+        return found
+
+    assert used("-u", urls["flag"], WORKQUEUE_URL=urls["env"]) == "flag"
+    assert used(WORKQUEUE_URL=urls["env"]) == "env"
+    assert used() == "here"
+    (shell.folder / "workqueue.toml").unlink()
+    assert used() == "project"
+    (shell.folder / "pyproject.toml").unlink()
+    assert used() == "user"
+    (shell.folder / "workqueue.toml").write_text("colour = 'red'\n")
+    is_error(shell("status"), 78, "there is no setting colour")
+
+
+def test_no_password_is_shown(shell: Shell) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    url = f"amqp://ada:geheim@127.0.0.1:{port}/"
+    results = [
+        shell("send", "q", "x", "--timeout", "1s", "-v", WORKQUEUE_URL=url),
+        shell("status", "q", WORKQUEUE_URL=url),
+        shell("config", "show", WORKQUEUE_URL=url),
+        shell("config", "show", "--json", "-u", url),
+        shell("send", "q", "x", "-u", "amqp://ada:geheim@[nonsense/"),
+    ]
+    for result in results:
+        assert "geheim" not in result.out + result.err
+    is_error(shell("send", "q", "x", "--timeout", "1s", WORKQUEUE_URL=url), 69, str(port))
+    (shell.folder / "secret").write_text(f"{url}\n")
+    result = shell("status", "q", "--url-file", "secret", WORKQUEUE_URL="")
+    is_error(result, 69, str(port))
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "told"),
+    [
+        ("nosuch://x", 78, "workqueue-nosuch"),
+        ("jobs.db", 78, "no scheme"),
+        ("sqlite:////nosuch/folder/x.db", 78, "the folder /nosuch/folder does not exist"),
+        ("sqlite:///text.txt", 78, "not a database"),
+        ("amqp://guest@host:port/", 78, ""),
+    ],
+)
+def test_urls_that_lead_nowhere(shell: Shell, url: str, code: int, told: str) -> None:
+    (shell.folder / "text.txt").write_text("not a database" * 100)
+    is_error(shell("send", "q", "x", "-u", url), code, told)
+
+
+def test_a_broken_plugin_breaks_nothing_else(shell: Shell) -> None:
+    """It is listed with its error."""
+    info = shell.folder / "site" / "workqueue_broken-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: workqueue-broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[workqueue.transports]\nbroken = nosuch_module:X\n")
+    path = os.pathsep.join([str(info.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    shell.environment["PYTHONPATH"] = path
+    rows = [line.split("\t") for line in shell("plugins").out.splitlines()]
+    [row] = [row for row in rows if row[1] == "broken"]
+    assert row[2] == "workqueue-broken"
+    assert row[4].startswith("broken: ModuleNotFoundError")
+    assert shell("send", "q", "x").code == 0
+    is_error(shell("send", "q", "x", "-u", "broken://x"), 78, "plugin broken", "cannot be loaded")
+
+
+def test_a_bug_of_ours_says_so(shell: Shell) -> None:
+    """Exit 70; a traceback only with -v."""
+    (shell.folder / "sitecustomize.py").write_text(
+        "import workqueue.queue\nworkqueue.queue.Queue.stats = lambda self: 1 / 0\n"
+    )
+    shell.environment["PYTHONPATH"] = str(shell.folder)
+    is_error(shell("status", "q"), 70, "this is a bug in workqueue: ZeroDivisionError")
+    assert "Traceback" in shell("status", "q", "-v").err
+
+
+def test_version_and_help(shell: Shell) -> None:
+    assert shell("--version").out == f"workqueue {workqueue.__version__}\n"
+    for arguments in (("-h",), ("send", "-h"), ("dead", "list", "--help")):
+        result = shell(*arguments)
+        assert (result.code, result.err) == (0, "")
+        assert "Usage" in result.out
+    for arguments in ((), ("dead",)):
+        assert shell(*arguments).code == 2
+    is_error(shell("nosuch"), 2, "no such command 'nosuch'")
+    is_error(shell("send", "q", "x", "--nosuch"), 2)
+
+
+def test_the_embedded_default_is_introduced(shell: Shell) -> None:
+    """At first use, and not again."""
+    shell.environment.pop("WORKQUEUE_URL")
+    first, second = shell("send", "q", "x"), shell("send", "q", "x")
+    assert "using the embedded queue" in first.err
+    assert "embedded" not in second.err
+    assert (shell.folder / "state" / "workqueue" / "queue.db").stat().st_mode & 0o777 == 0o600
+    assert shell("send", "q", "x", "--quiet").err == ""
