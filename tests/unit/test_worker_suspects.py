@@ -206,15 +206,11 @@ def test_until_empty_waits_for_its_own_retries(queue: Queue) -> None:
 def test_what_a_task_asks_for_goes_before_what_the_worker_says(queue: Queue) -> None:
     """By the message's type."""
 
-    class Asking(ThreadRunner):
-        @property
-        def options(self) -> dict[str, TaskOptions]:
-            return {"fragile": TaskOptions(max_attempts=1)}
-
     producer = Producer(queue)
     producer.send("x", type="fragile")
     producer.send("y", type="other")
-    runner = Asking(lambda job: 1 / 0)
+    runner = ThreadRunner(lambda job: 1 / 0)
+    runner.options = {"fragile": TaskOptions(max_attempts=1)}
     policy = RetryPolicy(max_attempts=3, first=0)
     tally = Worker(queue, runner=runner, retry=policy).run(until_empty=True)
     assert tally == Tally(retried=2, dead=2)
