@@ -213,9 +213,9 @@ def dying(step: str, *, before: bool):  # type: ignore[no-untyped-def]
     """`step` of a migration, which ends its process before or after it is done."""
     whole = getattr(migration.Migration, step)
 
-    def die(self, *arguments):  # type: ignore[no-untyped-def]
+    def die(self, *arguments, **options):  # type: ignore[no-untyped-def]
         if not before:
-            whole(self, *arguments)
+            whole(self, *arguments, **options)
         raise Killed
 
     return die

@@ -33,6 +33,7 @@ from workqueue.transports.rabbitmq.survey import (
     NOT_FOUND,
     PRECONDITION_FAILED,
     Survey,
+    count,
     declare,
     exists,
     survey,
@@ -53,10 +54,6 @@ SETTLING = 1.2
 one to disk only half a second after the last change to its list of them (ra's directory, saved
 with `auto_save` 500): killed before that, it starts the queue afresh, and every message that it
 had confirmed is gone. Tried on 4.0 and 4.3: all lost after 0.3 s, none after 1 s."""
-
-SECOND_LOOKS = 3
-"""At a queue that says it holds nothing: a quorum queue's leader that is busy for 250 ms is
-reported as empty and without consumers."""
 
 
 def settle() -> None:
@@ -199,27 +196,13 @@ class RabbitMQTransport:
 
     def stats(self, queue: str) -> QueueStats:
         with self.link("status") as link:
-            ready, consumers = self.count(link, queue)
+            ready, consumers = count(link, queue)
             try:
-                dead: int | None = self.count(link, queue + DEAD_SUFFIX)[0]
+                dead: int | None = count(link, queue + DEAD_SUFFIX)[0]
             except QueueNotFound:
                 dead = 0
         stats = QueueStats(ready=ready, dead=dead, consumers=consumers)
         return self.management.complete(queue, stats) if self.management else stats
-
-    def count(self, link: Link, queue: str) -> tuple[int, int]:
-        """Ready messages and consumers. Raises QueueNotFound."""
-        counted = (0, 0)
-        for _ in range(SECOND_LOOKS):
-            try:
-                counted = declare(link, queue, None)
-            except ChannelClosed as closed:
-                if closed.code == NOT_FOUND:
-                    raise QueueNotFound(queue) from closed
-                raise
-            if any(counted):
-                break
-        return counted
 
     def queues(self) -> list[str]:
         if self.management is None:
@@ -237,7 +220,7 @@ class RabbitMQTransport:
                 "RabbitMQ keeps what is delayed in queues that all share, and cannot show one's own"
             )
         with self.link("peek") as link:
-            ready, _ = self.count(link, queue)
+            ready, _ = count(link, queue)
             return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:

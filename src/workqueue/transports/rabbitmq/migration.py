@@ -30,7 +30,7 @@ from workqueue.errors import QueueMigrating, Unsupported
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.link import Link
 from workqueue.transports.rabbitmq.mover import Mover
-from workqueue.transports.rabbitmq.survey import declare, exists
+from workqueue.transports.rabbitmq.survey import count, declare, exists
 from workqueue.transports.rabbitmq.topology import dead_arguments
 
 MARKER_SUFFIX = ".migrating"
@@ -197,11 +197,11 @@ class Migration:
         """Everybody has left, and all that was there is in the holding queue."""
         for _ in range(STRANGERS):
             self.wait_for_workers()
-            moved = self.move(self.queue, self.holding, expected=self.count()[0])
+            moved = self.move(self.queue, self.holding, expected=count(self.link, self.queue)[0])
             self.say(f"moved {moved:,} messages to {self.holding}")
             time.sleep(LOOK_AGAIN)
             # The second look: a worker that had seen no marker, a copy that was under way.
-            if self.count() == (0, 0):
+            if count(self.link, self.queue) == (0, 0):
                 return
         if not self.force:
             self.undo()
@@ -220,7 +220,7 @@ class Migration:
     def wait_for_workers(self) -> None:
         calm = 0
         while calm < 2:
-            _, consumers = self.count()
+            _, consumers = count(self.link, self.queue)
             calm = 0 if consumers else calm + 1
             if consumers and time.monotonic() - self.said_at > STILL_THERE:
                 self.said_at = time.monotonic()
@@ -230,15 +230,11 @@ class Migration:
                 )
             time.sleep(LOOK_AGAIN)
 
-    def count(self) -> tuple[int, int]:
-        """Ready messages and consumers."""
-        return declare(self.link, self.queue, None)
-
     def bring_back(self) -> int:
         if not self.unfinished:
             return 0
         moved = self.move(self.holding, self.queue)
-        while declare(self.link, self.holding, None)[0]:  # that it was quiet proves nothing
+        while count(self.link, self.holding)[0]:  # that it was quiet proves nothing
             moved += self.move(self.holding, self.queue)
         self.drop(self.holding)
         self.say(f"moved {moved:,} messages back to {self.queue}")

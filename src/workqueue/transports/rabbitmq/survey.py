@@ -23,6 +23,10 @@ from workqueue.transports.rabbitmq.topology import (
 
 MOST_QUESTIONS = 25
 
+SECOND_LOOKS = 3
+"""At a queue that says it holds nothing: a quorum queue's leader that is busy for 250 ms is
+reported as empty and without consumers."""
+
 NOT_FOUND, ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED = 404, 403, 405, 406
 
 
@@ -96,6 +100,21 @@ def exists(link: Link, queue: str) -> bool:
             raise AccessRefused(f"queue {queue}: {closed.text}") from closed
         raise
     return True
+
+
+def count(link: Link, queue: str) -> tuple[int, int]:
+    """Ready messages and consumers. Raises QueueNotFound."""
+    counted = (0, 0)
+    for _ in range(SECOND_LOOKS):
+        try:
+            counted = declare(link, queue, None)
+        except ChannelClosed as closed:
+            if closed.code == NOT_FOUND:
+                raise QueueNotFound(queue) from closed
+            raise
+        if any(counted):
+            break
+    return counted
 
 
 def survey(link: Link, queue: str, guess: dict[str, Any] | None = None) -> Survey:
