@@ -15,9 +15,9 @@ is a queue like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from workqueue.errors import ConfigError
 from workqueue.message import LONGEST_TTL, Delivery, Message
@@ -320,4 +320,32 @@ class Consumer(Protocol):
 
     def close(self) -> None:
         """Give back what is not settled, at once, and hang up; safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at, and how it is.
+
+    "fail" is what loses messages or keeps them from moving, "warn" what may some day, or what
+    could not be found out; "ok" was looked at and is well. `command` is what to type next.
+    """
+
+    state: Literal["ok", "warn", "fail"]
+    check: str
+    found: str
+    command: str = ""
+    queue: str | None = None
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """What a transport may have besides: it looks a user's broker over, for `workqueue doctor`."""
+
+    def examine(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
+        """How the broker is, and each of `queues`, or all it can list if none is named.
+
+        `task_timeout` is how long tasks may run. Nothing is made or changed by looking. What
+        goes wrong is found, not raised.
+        """
         ...

@@ -12,4 +12,5 @@ watch      workqueue watch
 dead       workqueue dead list, show, requeue, drop
 mend       workqueue purge, delete, migrate
 setup      workqueue declare, plugins, config
+doctor     workqueue doctor
 """

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from workqueue import __version__
-from workqueue.cli import dead, demo, look, mend, send, setup, watch, work
+from workqueue.cli import dead, demo, doctor, look, mend, send, setup, watch, work
 from workqueue.cli.settings import apply_settings
 
 EPILOG = (
@@ -42,5 +42,5 @@ def root(
     apply_settings(ctx)
 
 
-for module in (send, work, demo, look, watch, dead, mend, setup):
+for module in (send, work, demo, look, watch, dead, mend, setup, doctor):
     module.add_to(app)

@@ -42,7 +42,8 @@ class Session:
     json: bool
     quiet: bool
     verbose: bool
-    url_in_argv: bool = False
+    in_argv: frozenset[str] = frozenset()
+    """The options that were given on the command line, where all users of the machine see them."""
 
     def find_url(self) -> str | None:
         """The broker's URL; None is the embedded file. `--url` goes before `--url-file`."""
@@ -60,13 +61,24 @@ class Session:
         url = self.find_url()
         if url is None:
             self.introduce_embedded_file()
-        elif self.url_in_argv and password_in(url):
+        for flag in self.secrets_in_argv():
+            variable = f"WORKQUEUE_{flag.removeprefix('--').replace('-', '_').upper()}"
+            other = ", nor can a --url-file" if flag == "--url" else ""
             self.say(
-                "a password in --url can be seen by all users of this machine; WORKQUEUE_URL cannot"
+                f"a password in {flag} can be seen by all users of this machine; "
+                f"{variable} cannot{other}"
             )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
         return connect(url, management_url=self.management_url if amqp else None)
+
+    def secrets_in_argv(self) -> list[str]:
+        """The flags that show a password to whoever runs `ps`."""
+        return [
+            f"--{name.replace('_', '-')}"
+            for name, url in (("url", self.url), ("management_url", self.management_url))
+            if name in self.in_argv and url and password_in(url)
+        ]
 
     def introduce_embedded_file(self) -> None:
         file = registry.default_file()
@@ -133,9 +145,8 @@ def command(
 
         def run(ctx: typer.Context, **given: Any) -> None:
             chosen = {parameter.name: given.pop(parameter.name) for parameter in common}
-            source = ctx.get_parameter_source("url")
-            from_argv = source is not None and source.name == "COMMANDLINE"
-            function(Session(**chosen, url_in_argv=from_argv), **given)
+            in_argv = {name for name in chosen if came_from_argv(ctx, name)}
+            function(Session(**chosen, in_argv=frozenset(in_argv)), **given)
 
         context = inspect.Parameter(
             "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
@@ -155,6 +166,11 @@ def command(
         return function
 
     return decorate
+
+
+def came_from_argv(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def reflowed(text: str) -> str:

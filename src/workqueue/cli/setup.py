@@ -101,8 +101,9 @@ def config_show(session: Session) -> None:
     for flag, variable in variables_of(typer.main.get_command(app)).items():
         if variable in os.environ:
             chosen[flag] = (os.environ[variable], variable)
-    if session.url_in_argv:
-        chosen["url"] = (session.url, "--url")
+    for name in session.in_argv & {"url", "management_url"}:
+        flag = name.replace("_", "-")
+        chosen[flag] = (getattr(session, name), f"--{flag}")
     chosen.setdefault("url", (f"sqlite:///{registry.default_file()}", "default"))
     rows = [(name, masked(value), source) for name, (value, source) in sorted(chosen.items())]
     columns = ("setting", "value", "source")

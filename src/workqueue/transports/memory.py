@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from workqueue.message import Delivery, Message
 from workqueue.transport import (
     DEAD_SUFFIX,
     Ack,
+    Finding,
     Outcome,
     QueueSpec,
     QueueStats,
@@ -201,6 +202,14 @@ class MemoryTransport:
         with self.store.changed:
             self.store.shelves.pop(queue, None)
             self.store.changed.notify_all()
+
+    def examine(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
+        yield Finding(
+            state="warn",
+            check="durability",
+            found="memory:// is this process alone: what is sent is gone when it ends",
+            command="export WORKQUEUE_URL=sqlite:///jobs.db",
+        )
 
     def close(self) -> None:
         """Nothing is held."""

@@ -12,4 +12,6 @@ Reading order, the way a message goes:
     consumer    lends deliveries and settles them
     driver      the transport that makes them, and looks at queues
     management  figures that only RabbitMQ's HTTP API has
+    verdicts    what is well with a broker and its queues, and what is not: pure
+    examination looks a broker over for `workqueue doctor`
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,10 +19,11 @@ from workqueue.errors import (
     Unsupported,
 )
 from workqueue.message import Delivery
-from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, State
+from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq import address
 from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer, lend_for_a_look
 from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.examination import Examination
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.management import Management
@@ -284,6 +285,9 @@ class RabbitMQTransport:
             self.delays.forget_queue(queue)
             if exists(link, queue):
                 link.channel().queue_delete(queue)
+
+    def examine(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
+        return Examination(self.address, self.management).run(queues, task_timeout)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -7,6 +7,7 @@ figures are samples, some seconds old. Source: RabbitMQ documentation, "HTTP API
 from __future__ import annotations
 
 import base64
+import http.client
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -45,7 +46,8 @@ class Management:
         user = unquote(parts.username) if parts.username else address.user
         password = unquote(parts.password) if parts.password else address.password
         login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self.headers = {"Authorization": f"Basic {login}"}
+        self.user = user
+        self.login = f"Basic {login}"
 
     def queues(self) -> list[str]:
         """All queues of the virtual host, sorted."""
@@ -75,21 +77,36 @@ class Management:
         counts = [row.get("messages") for row in rows if is_level(row["name"])]
         return by_queue if all(count == 0 for count in counts) else None
 
-    def get(self, path: str) -> Any:
+    def alarms(self) -> list[tuple[str, str]]:
+        """Node and resource ("memory" or "disk") of each alarm, as of now."""
+        answer = self.get("health/checks/alarms", also=503)
+        return [(alarm["node"], alarm["resource"]) for alarm in answer.get("alarms", ())]
+
+    def get(self, path: str, also: int = 200) -> Any:
+        """What it answers; `also` is a status beside 200 that is an answer."""
+        value, _ = self.ask(path, also)
+        return value
+
+    def ask(self, path: str, also: int = 200) -> tuple[Any, str]:
+        """The answer, and what the broker says the time is (as HTTP writes it, or nothing)."""
         url = f"{self.root}/{path}"  # http or https: checked in __init__
-        request = urllib.request.Request(url, headers=self.headers)  # noqa: S310
+        request = urllib.request.Request(url)  # noqa: S310
+        # A redirection elsewhere must not take the password along.
+        request.add_unredirected_header("Authorization", self.login)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
-                return msgspec.json.decode(response.read())
+                return msgspec.json.decode(response.read()), response.headers.get("Date", "")
         except urllib.error.HTTPError as error:
-            error.close()
+            with error:
+                if error.code == also:
+                    return msgspec.json.decode(error.read()), error.headers.get("Date", "")
             if error.code in (401, 403):
                 told = f"the management API at {self.where} refuses the login"
                 raise AccessRefused(told) from error
             raise ConnectionLost(
                 f"the management API at {self.where} answers {error.code}"
             ) from error
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
             reason = getattr(error, "reason", error)
             raise ConnectionLost(
                 f"cannot reach the management API at {self.where}: {reason}"

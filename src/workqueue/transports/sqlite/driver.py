@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from workqueue.errors import QueueMismatch, QueueNotFound
 from workqueue.message import Delivery
-from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, State
+from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.sqlite import place, store, upkeep
 from workqueue.transports.sqlite.address import parse
 from workqueue.transports.sqlite.consumer import SQLiteConsumer, lend
 from workqueue.transports.sqlite.database import Database
+from workqueue.transports.sqlite.examination import Examination
 from workqueue.transports.sqlite.publisher import SQLitePublisher
 
 
@@ -108,6 +109,9 @@ class SQLiteTransport:
                     store.delete_queue(connection, found.id)
         except QueueNotFound:
             pass
+
+    def examine(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
+        return Examination(self.address).run(queues)
 
     def close(self) -> None:
         """Nothing is held."""

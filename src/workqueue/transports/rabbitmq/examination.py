@@ -1,0 +1,361 @@
+"""Looks a broker over for `workqueue doctor`: asks, and leaves the judging to `verdicts`.
+
+Nothing is made or changed. Where the management API is given, it is asked for queues and their
+arguments; elsewhere they are told from refusals (see `survey`), of queues that are there.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from workqueue.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectionLost,
+    QueueNotFound,
+    WorkqueueError,
+)
+from workqueue.transport import DEAD_SUFFIX, Finding, check_name
+from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.ladder import is_level
+from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
+from workqueue.transports.rabbitmq.management import Management
+from workqueue.transports.rabbitmq.migration import MARKER_SUFFIX, is_migrating
+from workqueue.transports.rabbitmq.survey import Survey, exists, survey
+from workqueue.transports.rabbitmq.topology import EXCHANGE, dead_arguments
+from workqueue.transports.rabbitmq.verdicts import (
+    POLICIES,
+    judge_certificate,
+    judge_clock,
+    judge_dead,
+    judge_nodes,
+    judge_permissions,
+    judge_queue,
+    judge_timeout,
+    judge_version,
+    policy_of,
+)
+
+UNKNOWN = "not known without the management API"
+ASK = "workqueue doctor --management-url http://user:password@host:15672"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the management API says of a queue."""
+
+    arguments: dict[str, Any]
+    policy: dict[str, Any]
+    policy_name: str
+    durable: bool
+    passing: bool
+    """Deleted, or another client's alone, when that goes."""
+
+
+class Examination:
+    """One look at one broker."""
+
+    def __init__(self, address: Address, management: Management | None) -> None:
+        self.address = address
+        self.management = management
+        self.known: dict[str, Known] | None = None
+
+    def run(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
+        link = None
+        reachable = []
+        for host, port in self.address.hosts:
+            finding, opened = self.reach(host, port)
+            reachable.append(finding)
+            if opened is not None and link is None:
+                link = opened
+            elif opened is not None:
+                opened.close()
+        yield from merged(reachable, reached=link is not None)
+        if link is None:
+            return
+        try:
+            yield judge_version(link.version, link.abilities.version)
+            yield self.tls(link)
+            yield from self.manage()
+            names = list(queues) or self.listed()
+            yield from self.permissions(names)
+            yield from self.each_queue(link, names, task_timeout)
+        finally:
+            link.close()
+
+    # -- the broker
+
+    def reach(self, host: str, port: int) -> tuple[Finding, Link | None]:
+        where = f"{host}:{port}"
+        began = time.monotonic()
+        try:
+            link = Link(replace(self.address, hosts=((host, port),)), "doctor")
+        except ConfigError as error:
+            return Finding(state="fail", check="tls", found=str(error)), None
+        except AccessRefused as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                ca = f" -CAfile {self.address.cacertfile}" if self.address.cacertfile else ""
+                name = self.address.server_name or host.strip("[]")
+                command = f"openssl s_client -connect {where} -servername {name}{ca} </dev/null"
+                return Finding(state="fail", check="tls", found=str(error), command=command), None
+            command = "export WORKQUEUE_URL=amqp://user:password@host/vhost"
+            return Finding(state="fail", check="login", found=str(error), command=command), None
+        except ConnectionLost as error:
+            command = f"nc -vz {host} {port}"
+            return Finding(state="fail", check="reach", found=str(error), command=command), None
+        took = (time.monotonic() - began) * 1000
+        found = (
+            f"{where} lets {self.address.user} into virtual host {self.address.vhost} "
+            f"in {took:.0f} ms"
+        )
+        return Finding(state="ok", check="login", found=found), link
+
+    def tls(self, link: Link) -> Finding:
+        sock = link.wire.socket
+        if isinstance(sock, ssl.SSLSocket):
+            host, port = sock.getpeername()[:2]
+            until = str((sock.getpeercert() or {}).get("notAfter", ""))
+            return judge_certificate(until, datetime.now(UTC), f"{host}:{port}")
+        local = all(is_local(host) for host, _ in self.address.hosts)
+        if local:
+            return Finding(state="ok", check="tls", found="off, and the broker is on this machine")
+        return Finding(
+            state="warn",
+            check="tls",
+            found="off: passwords and messages can be read on the way",
+            command="write amqps:// in the URL, and see https://www.rabbitmq.com/docs/ssl",
+        )
+
+    def manage(self) -> Iterator[Finding]:
+        """What only the management API knows about the whole broker."""
+        if self.management is None:
+            for check in ("alarms", "policies", "clock"):
+                yield Finding(state="warn", check=check, found=UNKNOWN, command=ASK)
+            return
+        try:
+            _, date = self.management.ask("whoami")
+            now = time.time()
+            nodes, alarms = self.management.get("nodes"), self.management.alarms()
+            self.known = self.list_queues()
+        except WorkqueueError as error:
+            yield Finding(state="fail", check="management", found=str(error), command=ASK)
+            return
+        yield judge_clock(date, now)
+        yield from judge_nodes(nodes, alarms)
+        yield from self.ladder()
+
+    def list_queues(self) -> dict[str, Known]:
+        assert self.management is not None
+        columns = "name,type,durable,auto_delete,exclusive,arguments,effective_policy_definition"
+        rows = self.management.get(f"queues/{self.management.vhost}?columns={columns}")
+        rules = self.list_policies()
+        found = {}
+        for row in rows:
+            type_ = row.get("type", "classic")
+            # Sampled, some seconds old; but all that those may know who may not see policies.
+            policy, name = dict(row.get("effective_policy_definition") or {}), "that applies"
+            if rules is not None:
+                policy, name = policy_of(row["name"], type_, *rules)
+            found[row["name"]] = Known(
+                arguments={"x-queue-type": type_, **row.get("arguments", {})},
+                policy=policy,
+                policy_name=name,
+                durable=bool(row.get("durable", True)),
+                passing=bool(row.get("auto_delete") or row.get("exclusive")),
+            )
+        return found
+
+    def list_policies(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+        """Users' and operators'; None if this user may not know."""
+        assert self.management is not None
+        vhost = self.management.vhost
+        try:
+            return (
+                self.management.get(f"policies/{vhost}"),
+                self.management.get(f"operator-policies/{vhost}"),
+            )
+        except AccessRefused:
+            return None
+
+    def ladder(self) -> Iterator[Finding]:
+        """Policies that change the queues in which messages wait for their time."""
+        harmful = {"expires", "message-ttl", "max-length", "max-length-bytes", "delivery-limit"}
+        well = True
+        for name, known in (self.known or {}).items():
+            touched = harmful & known.policy.keys()
+            if is_level(name) and touched:
+                well = False
+                yield Finding(
+                    state="fail",
+                    check="policies",
+                    queue=name,
+                    found=f"policy {known.policy_name} sets {', '.join(sorted(touched))}, "
+                    "and delayed messages wait here",
+                    command=POLICIES,
+                )
+        if well:
+            yield Finding(state="ok", check="policies", found="none changes how delays wait")
+
+    def permissions(self, queues: list[str]) -> Iterator[Finding]:
+        user = self.address.user
+        if self.management is None:
+            yield Finding(state="warn", check="permissions", found=UNKNOWN, command=ASK)
+            return
+        try:
+            rules = self.management.get(f"users/{quote(user, safe='')}/permissions")
+        except WorkqueueError:
+            yield Finding(
+                state="warn",
+                check="permissions",
+                found="not known: only an administrator of the management API may ask",
+                command=f"rabbitmqctl list_user_permissions {user}",
+            )
+            return
+        mine = [rule for rule in rules if rule.get("vhost") == self.address.vhost]
+        yield from judge_permissions(mine[0] if mine else {}, queues, user)
+
+    # -- its queues
+
+    def listed(self) -> list[str]:
+        """Ours: those with a dead-letter queue beside them."""
+        known = self.known or {}
+        return sorted(name for name in known if name + DEAD_SUFFIX in known)
+
+    def each_queue(
+        self, link: Link, names: list[str], task_timeout: float | None
+    ) -> Iterator[Finding]:
+        if not names and self.known is None:
+            yield Finding(
+                state="warn",
+                check="queues",
+                found="none was named, and AMQP cannot list them",
+                command="workqueue doctor QUEUE, or --management-url URL",
+            )
+            return
+        for name in names:
+            check_name(name)
+            try:
+                with translated():
+                    yield from self.one_queue(link, name, task_timeout)
+            except (WorkqueueError, ChannelClosed) as error:
+                yield Finding(state="fail", check="queue", queue=name, found=str(error))
+
+    def one_queue(self, link: Link, name: str, task_timeout: float | None) -> Iterator[Finding]:
+        try:
+            found = self.look(link, name, None)
+        except QueueNotFound:
+            yield Finding(
+                state="warn",
+                check="queue",
+                queue=name,
+                found="does not exist; the first send or worker makes it",
+                command=f"workqueue declare {name}",
+            )
+            return
+        if is_migrating(link, name):
+            yield Finding(
+                state="warn",
+                check="queue",
+                queue=name,
+                found=f"is being migrated, or a migration was interrupted ({name}{MARKER_SUFFIX})",
+                command=f"workqueue migrate {name}",
+            )
+        known = (self.known or {}).get(name)
+        policy = known.policy if known else {}
+        if found.arguments is None:
+            yield Finding(
+                state="warn",
+                check="queue",
+                queue=name,
+                found=f"its arguments are {UNKNOWN}",
+                command=ASK,
+            )
+        else:
+            yield from self.passing(name, known)
+            yield from judge_queue(found, policy)
+        yield from self.bindings(name)
+        yield judge_timeout(found, policy if known else None, task_timeout)
+        if not name.endswith(DEAD_SUFFIX):
+            yield from self.dead(link, name, found)
+
+    def look(self, link: Link, name: str, guess: dict[str, Any] | None) -> Survey:
+        """Raises QueueNotFound."""
+        if self.known is None:
+            return survey(link, name, guess)
+        if name not in self.known:
+            raise QueueNotFound(name)
+        return Survey(name, link.abilities, self.known[name].arguments)
+
+    def passing(self, name: str, known: Known | None) -> Iterator[Finding]:
+        if known and (known.passing or not known.durable):
+            yield Finding(
+                state="fail",
+                check="queue",
+                queue=name,
+                found="it does not outlive its clients"
+                if known.passing
+                else "it is not durable: a restart of the broker deletes it with all that waits",
+                command=f"workqueue migrate {name} --type quorum",
+            )
+
+    def bindings(self, name: str) -> Iterator[Finding]:
+        """Our senders reach a queue through our exchange."""
+        if self.management is None or self.known is None:
+            return
+        path = f"queues/{self.management.vhost}/{quote(name, safe='')}/bindings"
+        bound = {(row.get("source"), row.get("routing_key")) for row in self.management.get(path)}
+        if (EXCHANGE, name) not in bound:
+            yield Finding(
+                state="warn",
+                check="queue",
+                queue=name,
+                found=f"not bound to the exchange {EXCHANGE}, through which workqueue sends",
+                command=f"workqueue declare {name}",
+            )
+
+    def dead(self, link: Link, name: str, work: Survey) -> Iterator[Finding]:
+        dead = name + DEAD_SUFFIX
+        try:
+            if self.known is None and not exists(link, dead):
+                raise QueueNotFound(dead)
+            found = self.look(link, dead, dead_arguments())
+        except QueueNotFound:
+            safe = (work.arguments or {}).get("x-dead-letter-strategy") == "at-least-once"
+            yield Finding(
+                state="fail",
+                check="dead letters",
+                queue=dead,
+                found="does not exist: what the broker sets aside is "
+                + ("held up" if safe else "lost"),
+                command=f"workqueue declare {name}",
+            )
+            return
+        known = (self.known or {}).get(dead)
+        yield from self.passing(dead, known)
+        if found.arguments is None:
+            told = f"its arguments are {UNKNOWN}"
+            yield Finding(state="warn", check="dead letters", queue=dead, found=told, command=ASK)
+            return
+        yield from judge_dead(found, known.policy if known else {})
+
+
+def merged(findings: list[Finding], *, reached: bool) -> list[Finding]:
+    """With several hosts, one that is down is no more than a warning while another answers."""
+    if not reached:
+        return findings
+    return [
+        replace(finding, state="warn")
+        if finding.state == "fail" and finding.check == "reach"
+        else finding
+        for finding in findings
+    ]
+
+
+def is_local(host: str) -> bool:
+    return host in ("localhost", "[::1]") or host.startswith("127.")
