@@ -279,8 +279,9 @@ class Promises:
     # P9
 
     def test_a_delayed_message_comes_later(self, desk: Desk) -> None:
-        """After those that were sent after it; and one whose time is over is a dead letter."""
-        assert desk.run("send", "q", "late", "--delay", "2s").code == 0
+        """Not before its time; and one whose time is over is a dead letter."""
+        sent_at = time.time()
+        assert desk.run("send", "q", "late", "--delay", "4s").code == 0
         assert desk.run("send", "q", "never", "--ttl", "100ms").code == 0
         desk.until(lambda: desk.status("q")["dead"] == 1, "the dead letter")
         assert desk.run("send", "q", "soon").code == 0
@@ -288,7 +289,9 @@ class Promises:
         desk.until_done(2)
         worker.send(signal.SIGTERM)
         assert worker.wait().code == 0
-        assert desk.bodies("done") == ["soon", "late"]
+        started_at = {entry["body"]: entry["at"] for entry in desk.journal("start")}
+        assert set(started_at) == {"soon", "late"}
+        assert started_at["late"] - sent_at >= 4.0
         [letter] = desk.run("dead", "list", "q", "--json").json
         assert (letter["body"], letter["reason"]) == ("never", "expired")
 

@@ -34,7 +34,7 @@ from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.copier import Copier, Copy
 from workqueue.transports.rabbitmq.ladder import without_waiting
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
-from workqueue.transports.rabbitmq.migration import MarkerProbe
+from workqueue.transports.rabbitmq.migration import GateProbe
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
@@ -158,7 +158,7 @@ class RabbitMQConsumer:
         self.paused = False
         self.finished: str | None = None
         self.bell = Bell()
-        self.probe = MarkerProbe(link, self.queue)
+        self.probe = GateProbe(link, self.queue)
         self.copier = Copier(copier_connection, repair, self.wake)
         lanes, self.lane_prefetch = split(prefetch, one=survey.guarded)
         self.lanes = [self.open_lane() for _ in range(lanes)]

@@ -27,7 +27,13 @@ from workqueue.transports.rabbitmq.examination import Examination
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.management import Management
-from workqueue.transports.rabbitmq.migration import Migration, Steps, check_not_migrating
+from workqueue.transports.rabbitmq.migration import (
+    Migration,
+    Steps,
+    check_not_migrating,
+    close_gate,
+    open_gate,
+)
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
@@ -102,6 +108,7 @@ class RabbitMQTransport:
                 self.make(link, spec)
             self.bind(link, spec.name)
             self.bind(link, spec.name + DEAD_SUFFIX)
+            open_gate(link, spec.name)
             if made_dead or (made and spec.type != "classic"):
                 settle()
             return made
@@ -285,6 +292,7 @@ class RabbitMQTransport:
             self.delays.forget_queue(queue)
             if exists(link, queue):
                 link.channel().queue_delete(queue)
+                close_gate(link, queue)
 
     def examine(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
         return Examination(self.address, self.management).run(queues, task_timeout)

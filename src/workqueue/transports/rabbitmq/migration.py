@@ -1,15 +1,17 @@
 """A queue gets other parameters while it is in use, and loses nothing.
 
 RabbitMQ cannot change a queue: it has to be deleted and made again. Meanwhile its place is taken
-by a queue NAME.moving, and a queue NAME.migrating, which is always empty, tells our workers and
-senders by its existence that they have to wait:
+by a queue NAME.moving, and our workers and senders are told to wait: by a queue NAME.migrating, the
+marker, which is always empty, and by the absence of an exchange NAME.open, the gate, which nothing
+goes through. Both, because the gate is there at all other times, so that to ask for it is no error
+in the broker's log, and the marker tells a gate that was closed from one that nobody ever made.
 
-    1  NAME.moving is made, then the marker NAME.migrating
+    1  NAME.moving is made, then the marker, and the gate is closed
     2  what routes to NAME routes to NAME.moving as well, and then only there
-    3  workers of ours see the marker, finish what they run, and leave
+    3  workers of ours see that the gate is closed, finish what they run, and leave
     4  NAME is emptied into NAME.moving, deleted, and made again
     5  what routes to NAME.moving routes to NAME as well, and then only there
-    6  the marker is dropped: workers come back, and NAME.moving is emptied into NAME
+    6  the gate is opened, and the marker dropped: workers come back, and NAME.moving is emptied
 
 Killed at any point, it leaves NAME.moving, and whoever asks for the same migration again goes on:
 NAME has its old parameters before step 4 has ended, and its new ones after that. Where two steps
@@ -24,21 +26,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from workqueue.errors import QueueMigrating, Unsupported
+from amqp.spec import Exchange as ExchangeMethods
+
+from workqueue.errors import AccessRefused, QueueMigrating, Unsupported
 from workqueue.transports.rabbitmq import wire
-from workqueue.transports.rabbitmq.link import Link
+from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.mover import Mover
-from workqueue.transports.rabbitmq.survey import count, declare, exists
+from workqueue.transports.rabbitmq.survey import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    count,
+    declare,
+    exists,
+)
 from workqueue.transports.rabbitmq.topology import dead_arguments
 
 MARKER_SUFFIX = ".migrating"
+GATE_SUFFIX = ".open"
 HOLDING_SUFFIX = ".moving"
 LONGEST_NAME = 255 - len(MARKER_SUFFIX)
 
 PROBE_EVERY = 1.0
-"""Seconds between a consumer's looks for the marker."""
+"""Seconds between a consumer's looks at the gate."""
 
 QUIET = 1.0
 """Seconds without a message after which a queue counts as emptied."""
@@ -53,79 +65,87 @@ STRANGERS = 3
 """Times a queue may turn out not to be empty after all, until somebody must be sending to it."""
 
 MARKER_ARGUMENTS = {"x-queue-type": "classic", "x-max-length": 0}
-"""It takes all messages and keeps none, so that a look for it leaves nothing behind."""
 
 
-class MarkerProbe:
-    """Asks now and then, without waiting, whether a queue is being migrated.
+class GateProbe:
+    """Asks now and then, without waiting, whether a queue's gate was closed: `found`.
 
-    A question is an empty mandatory message to the marker: it is returned where there is none.
-    (To declare it passively would be an error in the broker's log, every second.)
+    A question publishes nothing. On a connection that has published anything, RabbitMQ would hold
+    up acknowledgements as well while it is short of memory or disk.
     """
 
     def __init__(self, link: Link, queue: str) -> None:
-        self.link = link
-        self.marker = queue + MARKER_SUFFIX
+        self.gate = queue + GATE_SUFFIX
         self.channel = link.channel()
-        self.channel.confirm_select()
+        self.link = link
+        self.asked_at = 0.0
+        self.found = False
+        self.blind = not gate_is_open(link, queue)
         self.number: int = self.channel.channel_id
         link.wire.taps[self.number] = self.on_method
-        self.asked_at = 0.0
-        self.returned = False
-        self.found = False
 
     def tick(self) -> None:
         """To be called in every turn; costs nothing until it is time to ask."""
         now = time.monotonic()
-        if now - self.asked_at < PROBE_EVERY or self.found or len(self.marker.encode()) > 255:
+        if self.blind or self.found or now - self.asked_at < PROBE_EVERY:
             return
         self.asked_at = now
-        self.returned = False
-        self.link.wire.write(
-            wire.encode_publish_as_it_was(
-                self.number, self.marker, NO_PROPERTIES, b"", self.link.wire.frame_max
-            )
-        )
+        passive: tuple[object, ...] = (0, self.gate, "fanout", True, False, False, False, False, {})
+        self.channel.send_method(ExchangeMethods.Declare, "BssbbbbbF", passive)
 
     def on_method(self, inbound: wire.Inbound) -> None:
-        match inbound.method:
-            case wire.RETURN:
-                self.returned = True
-            case wire.ACK:  # after the return, if there is one
-                self.found = not self.returned
-            case wire.CHANNEL_CLOSE:
-                self.link.wire.forget_channel(self.number)
+        if inbound.method == wire.CHANNEL_CLOSE:
+            self.link.wire.forget_channel(self.number)
+            code, _ = wire.decode_refusal(inbound.arguments)
+            self.found = code == NOT_FOUND
+            self.blind = not self.found
 
 
-NO_PROPERTIES = b"\0\0"
-
-
-def is_migrating(link: Link, queue: str) -> bool:
-    """Whether `queue` is being migrated right now."""
+def gate_is_open(link: Link, queue: str) -> bool:
+    """False also where it was never made, or we may not know."""
     if len(queue.encode()) > LONGEST_NAME:
         return False
-    probe = MarkerProbe(link, queue)
-    answered = False
+    channel = link.channel()
+    try:
+        channel.exchange_declare(queue + GATE_SUFFIX, "fanout", passive=True)
+    except ChannelClosed as closed:
+        if closed.code not in (NOT_FOUND, ACCESS_REFUSED):
+            raise
+        return False
+    channel.close()
+    return True
 
-    def listen(inbound: wire.Inbound) -> None:
-        nonlocal answered
-        answered |= inbound.method in (wire.ACK, wire.NACK, wire.CHANNEL_CLOSE)
-        probe.on_method(inbound)
 
-    link.wire.taps[probe.number] = listen
-    probe.tick()
-    while not answered:
-        link.wire.drain_events()
-    link.wire.taps.pop(probe.number, None)
-    if probe.channel.connection is not None:
-        probe.channel.close()
-    return probe.found
+def open_gate(link: Link, queue: str) -> None:
+    """Workers see from now on whether it is closed; not for a name that cannot migrate, nor where
+    we may not make it."""
+    if len(queue.encode()) > LONGEST_NAME:
+        return
+    channel = link.channel()
+    try:
+        channel.exchange_declare(queue + GATE_SUFFIX, "fanout", durable=True, auto_delete=False)
+    except ChannelClosed as closed:
+        if closed.code != ACCESS_REFUSED:
+            raise
+        return
+    channel.close()
+
+
+def close_gate(link: Link, queue: str) -> None:
+    """One that is not there is no error to RabbitMQ."""
+    if len(queue.encode()) <= LONGEST_NAME:
+        channel = link.channel()
+        channel.exchange_delete(queue + GATE_SUFFIX)
+        channel.close()
 
 
 def check_not_migrating(link: Link, queue: str) -> None:
-    """Raise QueueMigrating if it is."""
-    if is_migrating(link, queue):
-        raise QueueMigrating(queue)
+    """Raise QueueMigrating if `queue` is being migrated right now, as far as we may know."""
+    if len(queue.encode()) > LONGEST_NAME or gate_is_open(link, queue):
+        return
+    with suppress(AccessRefused):
+        if exists(link, queue + MARKER_SUFFIX):
+            raise QueueMigrating(queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +200,13 @@ class Migration:
             self.steps.make()
             self.steps.settle()
             self.say(f"made {self.queue} with its new parameters")
-        self.steps.route(self.queue)
-        self.steps.unroute(self.holding)
-        self.drop(self.marker)
-        return self.bring_back()
+        return self.unfence()
 
     def fence(self) -> None:
         declare(self.link, self.holding, dead_arguments())
         self.steps.settle()
         declare(self.link, self.marker, dict(MARKER_ARGUMENTS))
+        close_gate(self.link, self.queue)
         self.steps.route(self.holding)
         self.steps.unroute(self.queue)
         self.say(f"what is sent to {self.queue} waits in {self.holding} from now on")
@@ -204,22 +222,24 @@ class Migration:
             if count(self.link, self.queue) == (0, 0):
                 return
         if not self.force:
-            self.undo()
+            self.unfence()
             raise Unsupported(
                 f"somebody still sends to {self.queue} past the exchange workqueue, or works on it",
                 hint="Stop them and call this again, or lose what they send in between: --force",
             )
 
-    def undo(self) -> None:
-        """Everything is as it was."""
+    def unfence(self) -> int:
+        """The queue is used again, and gets what was held for it: so many messages."""
         self.steps.route(self.queue)
         self.steps.unroute(self.holding)
+        open_gate(self.link, self.queue)
         self.drop(self.marker)
-        self.bring_back()
+        return self.bring_back()
 
     def wait_for_workers(self) -> None:
         calm = 0
         while calm < 2:
+            close_gate(self.link, self.queue)  # opened by a worker that had seen no marker yet
             _, consumers = count(self.link, self.queue)
             calm = 0 if consumers else calm + 1
             if consumers and time.monotonic() - self.said_at > STILL_THERE:

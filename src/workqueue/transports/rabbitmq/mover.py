@@ -128,9 +128,10 @@ class Mover:
 
     def close(self) -> None:
         """Let go of both queues; what was not confirmed stays where it was."""
-        for channel in (self.inward, self.out):
-            number = channel.channel_id
-            self.link.wire.taps[number] = self.ignore
+        numbers = [channel.channel_id for channel in (self.inward, self.out)]
+        # Both before either is closed: a late confirm has nothing to acknowledge any more.
+        self.link.wire.taps.update(dict.fromkeys(numbers, self.ignore))
+        for channel, number in zip((self.inward, self.out), numbers, strict=True):
             if channel.connection is not None:
                 channel.close()
             self.link.wire.taps.pop(number, None)
