@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from msgspec.structs import replace
 
 from workqueue.errors import NotSent, QueueNotFound
 from workqueue.message import EXPIRES_AT, Delivery, Message

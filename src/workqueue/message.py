@@ -6,8 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct, field
 
 Payload = TypeVar("Payload")
 
@@ -26,8 +28,7 @@ LONGEST_TTL = 10 * 365 * 86_400.0
 """Seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(Struct, frozen=True, kw_only=True, gc=False):
     """Body and properties, as they are on the wire: there is no envelope around the body.
 
     The names are those of AMQP's basic properties; `id` is its `message_id` and `sent_at` its
@@ -36,6 +37,8 @@ class Message:
     `delay` and `ttl` are asked of the broker when it is sent, in seconds: how long it waits there
     before it is ready, and how long it may then wait for a worker before it is a dead letter. In
     what was received they are 0 and None.
+
+    A changed copy is made by `msgspec.structs.replace`.
     """
 
     body: bytes
@@ -53,8 +56,7 @@ class Message:
     ttl: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Delivery:
+class Delivery(Struct, frozen=True, kw_only=True, eq=False):
     """A message lent to a consumer, which settles it once.
 
     `attempt` counts from one and goes up with each recorded failure. `redelivered` says that it

@@ -7,9 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
+
+from msgspec.structs import replace
 
 from workqueue.codec import check_headers, encode
 from workqueue.errors import (

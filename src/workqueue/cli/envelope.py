@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from workqueue.codec import JSON, TEXT, check_headers
 from workqueue.dead import OURS, DeadLetter

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from workqueue.cli.envelope import read_envelope
 from workqueue.cli.options import Session, command, duration

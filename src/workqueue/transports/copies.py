@@ -8,8 +8,9 @@ is an ordinary message that can be sent again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from workqueue.message import Delivery, Message, new_id
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from msgspec import structs
+
 from workqueue.errors import (
     ConfigError,
     ConnectionLost,
@@ -84,7 +86,7 @@ class Store:
         since = self.clock() + message.delay
         waits = [ttl for ttl in (shelf.spec.ttl, message.ttl) if ttl is not None]
         expires_at = since + min(waits, default=math.inf)
-        entry = Entry(rank, replace(message, delay=0.0, ttl=None), since, expires_at)
+        entry = Entry(rank, structs.replace(message, delay=0.0, ttl=None), since, expires_at)
         heapq.heappush(shelf.delayed if message.delay > 0 else shelf.ready, entry)
 
     def bury(self, delivery: Delivery, reason: str, error: str) -> None:

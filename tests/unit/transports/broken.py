@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from workqueue.errors import (
     ConnectionLost,
     ConsumerLost,
@@ -201,7 +203,7 @@ class KnowsFewProperties(MemoryPublisher):
     """Leaves out a property that its author never used."""
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
-        kept = [dataclasses.replace(message, reply_to=None) for message in messages]
+        kept = [structs.replace(message, reply_to=None) for message in messages]
         super().publish(queue, kept, timeout)
 
 
@@ -211,7 +213,7 @@ class FlattensHeaders(MemoryPublisher):
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
         flat = [
-            dataclasses.replace(
+            structs.replace(
                 message, headers={name: str(value) for name, value in message.headers.items()}
             )
             for message in messages
@@ -224,7 +226,7 @@ class CutsLongBodies(MemoryPublisher):
     """Takes one buffer of a body, and forgets the rest."""
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
-        cut = [dataclasses.replace(message, body=message.body[:65536]) for message in messages]
+        cut = [structs.replace(message, body=message.body[:65536]) for message in messages]
         super().publish(queue, cut, timeout)
 
 
@@ -242,7 +244,7 @@ class ThinksBodiesAreText(MemoryPublisher):
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
         text = [
-            dataclasses.replace(message, body=message.body.decode("utf-8", "replace").encode())
+            structs.replace(message, body=message.body.decode("utf-8", "replace").encode())
             for message in messages
         ]
         super().publish(queue, text, timeout)
@@ -254,7 +256,7 @@ class KeepsIntegersInThirtyTwoBits(MemoryPublisher):
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
         cut = [
-            dataclasses.replace(
+            structs.replace(
                 message,
                 headers={
                     name: value % 2**32 if type(value) is int else value
@@ -380,7 +382,7 @@ class CountsFromZero(Rewriting):
     """Calls the first attempt the zeroth."""
 
     def rewrite(self, delivery: Delivery) -> Delivery:
-        return dataclasses.replace(delivery, attempt=delivery.attempt - 1)
+        return structs.replace(delivery, attempt=delivery.attempt - 1)
 
 
 @breaks("test_a_first_delivery")
@@ -388,7 +390,7 @@ class CallsAllRedelivered(Rewriting):
     """Flags what nobody has seen."""
 
     def rewrite(self, delivery: Delivery) -> Delivery:
-        return dataclasses.replace(delivery, redelivered=True)
+        return structs.replace(delivery, redelivered=True)
 
 
 @breaks("test_each_message_goes_to_one_consumer")
@@ -502,7 +504,7 @@ class WaitsForNothing(Rewriting):
     """Hands out at once what was to wait."""
 
     def rewrite(self, message: Message) -> Message:
-        return dataclasses.replace(message, delay=0)
+        return structs.replace(message, delay=0)
 
 
 @breaks("test_a_delay_is_waited_for")
@@ -510,7 +512,7 @@ class ComesEarly(Rewriting):
     """Rounds delays down."""
 
     def rewrite(self, message: Message) -> Message:
-        return dataclasses.replace(message, delay=message.delay * 0.8)
+        return structs.replace(message, delay=message.delay * 0.8)
 
 
 @breaks("test_a_delay_is_waited_for")
@@ -518,7 +520,7 @@ class NeverComes(Rewriting):
     """Forgets what it was told to keep for later."""
 
     def rewrite(self, message: Message) -> Message:
-        return dataclasses.replace(message, delay=message.delay * 1000)
+        return structs.replace(message, delay=message.delay * 1000)
 
 
 @breaks("test_a_short_delay_overtakes_a_long_one")
@@ -531,7 +533,7 @@ class WaitsInLine(MemoryPublisher):
         for message in messages:
             if message.delay:
                 self.longest = max(self.longest, message.delay)
-                message = dataclasses.replace(message, delay=self.longest)
+                message = structs.replace(message, delay=self.longest)
             super().publish(queue, [message], timeout)
 
 
@@ -540,7 +542,7 @@ class ForgetsPriorities(Rewriting):
     """Puts all that waits on the same level."""
 
     def rewrite(self, message: Message) -> Message:
-        return dataclasses.replace(message, priority=4) if message.delay else message
+        return structs.replace(message, priority=4) if message.delay else message
 
 
 @breaks("test_a_delay_to_a_missing_queue_is_unroutable")
@@ -591,7 +593,7 @@ class KeepsForEver(Rewriting):
     """Knows the times of queues, but not of messages."""
 
     def rewrite(self, message: Message) -> Message:
-        return dataclasses.replace(message, ttl=None)
+        return structs.replace(message, ttl=None)
 
 
 @breaks("test_a_message_may_expire")
@@ -600,7 +602,7 @@ class ExpiresAllTogether(MemoryPublisher):
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
         shortest = min((m.ttl for m in messages if m.ttl is not None), default=None)
-        super().publish(queue, [dataclasses.replace(m, ttl=shortest) for m in messages], timeout)
+        super().publish(queue, [structs.replace(m, ttl=shortest) for m in messages], timeout)
 
 
 @breaks("test_delays_survive_their_consumer")
@@ -697,7 +699,7 @@ class RetriesUnderAnotherName(Copying):
     """Gives the copy an id of its own."""
 
     def copy(self, delivery: Delivery) -> Message:
-        return dataclasses.replace(retry_copy(delivery), id=new_id())
+        return structs.replace(retry_copy(delivery), id=new_id())
 
 
 @breaks("test_retry_counts")
@@ -710,7 +712,7 @@ class BlanksHeaders(Copying):
             name: value if name.startswith("workqueue-") else None
             for name, value in copied.headers.items()
         }
-        return dataclasses.replace(copied, headers=headers)
+        return structs.replace(copied, headers=headers)
 
 
 @breaks("test_reject_sets_aside")
@@ -744,7 +746,7 @@ class LeavesCopiesNameless(Copying):
     """Copies the id that is not there."""
 
     def copy(self, delivery: Delivery) -> Message:
-        return dataclasses.replace(retry_copy(delivery), id=delivery.message.id)
+        return structs.replace(retry_copy(delivery), id=delivery.message.id)
 
 
 @breaks("test_a_mixed_batch")
@@ -793,7 +795,7 @@ class Numbering(MemoryConsumer):
         taken = []
         for delivery in super().take(limit):
             self.number = getattr(self, "number", 0) + 1
-            numbered = dataclasses.replace(delivery, receipt=self.number)
+            numbered = structs.replace(delivery, receipt=self.number)
             self.out[numbered] = self.out.pop(delivery)
             taken.append(numbered)
         return taken

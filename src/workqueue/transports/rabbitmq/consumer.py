@@ -14,10 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import amqp
+from msgspec.structs import replace
 
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
 from workqueue.message import Delivery, Message

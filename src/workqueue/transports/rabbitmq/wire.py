@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from workqueue.message import DEFAULT_PRIORITY, Message
 
