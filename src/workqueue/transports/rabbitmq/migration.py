@@ -139,13 +139,19 @@ def close_gate(link: Link, queue: str) -> None:
         channel.close()
 
 
-def check_not_migrating(link: Link, queue: str) -> None:
-    """Raise QueueMigrating if `queue` is being migrated right now, as far as we may know."""
+def is_migrating(link: Link, queue: str) -> bool:
+    """Whether `queue` is being migrated right now, as far as we may know."""
     if len(queue.encode()) > LONGEST_NAME or gate_is_open(link, queue):
-        return
+        return False
     with suppress(AccessRefused):
-        if exists(link, queue + MARKER_SUFFIX):
-            raise QueueMigrating(queue)
+        return exists(link, queue + MARKER_SUFFIX)
+    return False
+
+
+def check_not_migrating(link: Link, queue: str) -> None:
+    """Raise QueueMigrating if it is."""
+    if is_migrating(link, queue):
+        raise QueueMigrating(queue)
 
 
 @dataclass(frozen=True, slots=True)
