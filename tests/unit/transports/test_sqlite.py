@@ -478,24 +478,40 @@ def test_a_full_disk_fails_the_sender(
     assert transport.stats("q").ready == 1
 
 
-def test_a_full_disk_does_not_forget_what_is_out(
-    path: Path, sender: SQLitePublisher, worker: SQLiteConsumer
+def test_on_a_full_disk_a_worker_waits(
+    transport: SQLiteTransport,
+    sender: SQLitePublisher,
+    worker: SQLiteConsumer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What could not be settled can be settled later."""
+    """What was settled is kept in mind until it can be written; nothing new is taken meanwhile.
+
+    It says so once. Nothing is settled twice, and nothing is done again.
+    """
     send(sender, b"x" * 100_000)
     (delivery,) = take(worker, 1)
     send(sender, *[b"y" * 100_000] * 3)
     fill_the_disk(worker.database.connection)
-    with refused(path, "the disk is full"):
-        worker.settle([Reject(delivery, "bad")])
-    assert worker.unsettled == 1
-    empty_the_disk(worker.database.connection)
     worker.settle([Reject(delivery, "bad")])
+    assert worker.unsettled == 1
+    for _ in range(3):
+        assert worker.receive(1, 0.01) == []
+    assert [
+        record.message for record in caplog.records if "the disk is full" in record.message
+    ] == [f"{transport.address.path}: the disk is full; waiting until it can be used again"]
+    with pytest.raises(ValueError, match="settled once"):
+        worker.settle([Ack(delivery)])
+    assert transport.stats("q").dead == 0
+    empty_the_disk(worker.database.connection)
+    worker.receive(0, 0)
     assert worker.unsettled == 0
+    assert (transport.stats("q").dead, transport.stats("q").in_flight) == (1, 0)
+    assert bodies(take(worker, 3)) == [b"y" * 100_000] * 3
 
 
 def test_the_last_of_the_disk_is_for_workers(
     path: Path,
+    transport: SQLiteTransport,
     sender: SQLitePublisher,
     worker: SQLiteConsumer,
     monkeypatch: pytest.MonkeyPatch,
@@ -503,8 +519,18 @@ def test_the_last_of_the_disk_is_for_workers(
     """Acknowledging needs room too, and what cannot be acknowledged is done again."""
     send(sender, b"x")
     monkeypatch.setattr(publisher, "RESERVE", 2**62)
-    with refused(path, "almost full"):
-        send(sender, b"y")
+    with closing(transport.publisher()) as another, refused(path, "almost full"):
+        send(another, b"y")
+
+    def noticed() -> bool:
+        """the sender that has sent before looks again"""
+        try:
+            send(sender, b"z")
+        except StorageError as error:
+            return "almost full" in str(error)
+        return False
+
+    eventually(noticed, within=PATIENCE)
     worker.settle([Ack(delivery) for delivery in take(worker, 1)])
 
 
@@ -516,7 +542,7 @@ def test_a_deleted_file_is_no_place_to_send_to(
     with refused(path, "deleted while in use"):
         send(sender, b"x")
     worker.next_beat = 0.0
-    with refused(path, "deleted while in use"):
+    with pytest.raises(ConsumerLost, match=r"jobs\.db: deleted while in use"):
         worker.receive(1, 0)
 
 
@@ -537,12 +563,44 @@ def test_a_deleted_log_is_no_place_to_send_to(path: Path, sender: SQLitePublishe
         send(sender, b"x")
 
 
-def test_synchronous(path: Path) -> None:
-    """What is on the disk when `publish` returns: all, unless the URL says otherwise."""
-    for option, level in (("", 2), ("?synchronous=full", 2), ("?synchronous=normal", 1)):
-        with closing(SQLiteTransport(f"sqlite:///{path}{option}").publisher()) as sender:
-            found = sender.database.read("PRAGMA synchronous")
-        assert found == [(level,)]
+def test_synchronous(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on the disk when `publish` and `settle` return: all, unless the URL says otherwise.
+
+    A claim needs no flush: when the power goes, its consumer goes too.
+    """
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda log: flushed.append(os.fstat(log).st_ino))
+    monkeypatch.setattr(database, "FULL_FLUSH", None)
+    for option, expected in (("", 1), ("?synchronous=full", 1), ("?synchronous=normal", 0)):
+        transport = SQLiteTransport(f"sqlite:///{path}{option}")
+        transport.declare(QueueSpec(name="q"))
+        log = Path(f"{path}-wal")
+        sender, worker = transport.publisher(), transport.consumer("q", 1)
+        with closing(sender), closing(worker):
+            flushed.clear()
+            send(sender, b"x")
+            assert flushed == [log.stat().st_ino] * expected
+            flushed.clear()
+            (delivery,) = take(worker, 1)
+            assert flushed == []
+            worker.settle([Ack(delivery)])
+            assert flushed == [log.stat().st_ino] * expected
+
+
+def test_others_can_commit_during_a_flush(
+    path: Path, sender: SQLitePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One flush serves all that have committed before it; nobody waits for the disk of another."""
+    attempts: list[str] = []
+
+    def try_to_write(_log: int) -> None:
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            attempts.append(str(other.execute("BEGIN IMMEDIATE").fetchall()))
+
+    monkeypatch.setattr(database, "FULL_FLUSH", None)
+    monkeypatch.setattr(os, "fdatasync", try_to_write)
+    send(sender, b"x")
+    assert attempts == ["[]"]
 
 
 def together(count: int, run: Callable[[], object]) -> None:
@@ -713,7 +771,7 @@ def test_a_claim_does_not_depend_on_how_many_wait(
 ) -> None:
     """It walks an index: nothing is scanned and nothing sorted, in all that is frequent."""
     parameters: dict[str, Parameters] = {
-        store.CLAIM: (1, 1, 0.0, 10),
+        store.CLAIM: (1, 0.0, 10),
         store.EXPIRED: (1, 0.0, 10),
         store.ANY_EXPIRED: (1, 0.0),
         store.STATS: {"queue": 1, "dead": "q.dead"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import select
@@ -11,22 +12,38 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from workqueue.errors import ConsumerLost, DeliveriesLost, QueueNotFound, WorkqueueError
+from workqueue.errors import (
+    ConsumerLost,
+    DeliveriesLost,
+    QueueNotFound,
+    StorageError,
+    WorkqueueError,
+)
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
 from workqueue.transports.copies import attempt_of, retry_copy
 from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
-from workqueue.transports.sqlite.database import Database
+from workqueue.transports.sqlite.database import Database, Unavailable
 from workqueue.transports.sqlite.life import enter, leave
 from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
+log = logging.getLogger("workqueue.sqlite")
+
 BEAT = 0.5
 """Seconds between two looks at who of the others has died."""
 
+TICK = 0.05
+"""Seconds between two looks, while there is plenty to do, at what has waited for its time."""
+
+PATIENCE = 1.0
+"""Seconds. How long a consumer waits for a locked file in one turn: it has other things to do."""
+
 CLOSED = "this consumer is closed"
+
+KNOWN = "SELECT (SELECT 1 FROM consumers WHERE id = ?) FROM queues WHERE id = ?"
 
 SOON = 0.001
 LATE = 0.03
@@ -39,18 +56,24 @@ class SQLiteConsumer:
     """Lends messages through a connection of its own. One thread at a time, except `wake`.
 
     As long as its process lives, even stopped, it keeps what it holds. In a forked child it
-    raises ConsumerLost.
+    raises ConsumerLost, as it does once the file is damaged, deleted or replaced. A file that is
+    locked by others, or a full disk, only makes it wait: it takes nothing meanwhile, and keeps in
+    mind what is settled until it can be written down.
     """
 
     def __init__(self, address: Address, queue: str, prefetch: int) -> None:
         self.queue = queue
         self.prefetch = prefetch
         self.out: set[Delivery] = set()
+        self.owed: list[Outcome] = []
         self.lost: set[Delivery] = set()
         self.paused = False
         self.ended = ""
+        self.troubled = False
+        self.plenty = True
         self.pace = SOON
         self.next_beat = 0.0
+        self.next_tick = 0.0
         self.database = Database(address)
         try:
             found = self.database.read("SELECT id FROM queues WHERE name = ?", (queue,))
@@ -61,30 +84,48 @@ class SQLiteConsumer:
         except BaseException:
             self.database.close()
             raise
+        self.database.timeout = min(address.timeout, PATIENCE)
         self.bell = Bell()
         self.poll = select.poll()
         self.poll.register(self.bell, select.POLLIN)
 
     @property
     def unsettled(self) -> int:
-        return len(self.out)
+        return len(self.out) + len(self.owed)
 
     # -- receive -------------------------------------------------------------------------------
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         self.check()
         deadline = time.monotonic() + timeout
+        try:
+            return self.look(limit, deadline)
+        except Unavailable as error:
+            self.say(error)
+            self.wait(deadline, None)
+            return []
+        except StorageError as error:
+            self.end(error)
+
+    def look(self, limit: int, deadline: float) -> list[Delivery]:
+        """What `receive` returns, if the file can be used."""
         while True:
             self.beat()
+            self.settle_owed()
             self.tell_lost()
             if self.bell.answer():
                 return []
-            seen = self.database.version()  # before the look: what comes after it is news
             room = self.room(limit)
-            ready_in = self.ready_in()
-            taken = self.take(room) if room > 0 and ready_in <= 0 else []
-            if taken or time.monotonic() >= deadline:
+            if self.plenty and room > 0 and (taken := self.take(room)):
                 return taken
+            seen = self.database.version()  # before the look: what comes after it is news
+            ready_in = self.ready_in()
+            if room > 0 and ready_in <= 0:
+                self.next_tick = 0.0
+                if taken := self.take(room):
+                    return taken
+            if time.monotonic() >= deadline:
+                return []
             until = min(deadline, self.next_beat)
             if ready_in > 0:
                 until = min(until, time.monotonic() + ready_in)
@@ -93,7 +134,7 @@ class SQLiteConsumer:
     def room(self, limit: int) -> int:
         if self.paused:
             return 0
-        return min(limit, self.prefetch - len(self.out)) if self.prefetch else limit
+        return min(limit, self.prefetch - self.unsettled) if self.prefetch else limit
 
     def wait(self, until: float, seen: int | None) -> None:
         """Until the bell rings, or `until`, or the database is no longer as it was `seen`."""
@@ -129,16 +170,27 @@ class SQLiteConsumer:
 
     def take(self, room: int) -> list[Delivery]:
         """What is ready, without waiting."""
-        keep_time(self.database, self.queue_id, self.queue)
-        with self.database.transaction() as connection:
+        if time.monotonic() >= self.next_tick:
+            keep_time(self.database, self.queue_id, self.queue)
+            self.next_tick = time.monotonic() + TICK
+        # A claim that a power failure undoes has done no harm: its consumer is dead as well.
+        with self.database.transaction(flush=False) as connection:
             if not self.is_known():
                 return []
             rows = store.claim(connection, self.queue_id, self.life.id, room, time.time())
         taken = [lend(row, self.queue) for row in rows]
         self.out.update(taken)
+        self.plenty = len(taken) == room
+        self.troubled = False
         if taken:
             self.pace = SOON
         return taken
+
+    def say(self, trouble: Unavailable) -> None:
+        """Once, until it is over."""
+        if not self.troubled:
+            log.warning("%s; waiting until it can be used again", trouble)
+            self.troubled = True
 
     # -- settle --------------------------------------------------------------------------------
 
@@ -148,24 +200,39 @@ class SQLiteConsumer:
         known = all(delivery in self.out or delivery in self.lost for delivery in deliveries)
         if len(deliveries) < len(outcomes) or not known:
             raise ValueError("a delivery is settled once, by the consumer that received it")
-        held = [outcome for outcome in outcomes if outcome.delivery in self.out]
-        if not held:
-            return
-        with self.database.transaction() as connection:
-            if not self.is_known():
-                return
-            self.settle_all(connection, held)
+        self.owed += [outcome for outcome in outcomes if outcome.delivery in self.out]
         self.out -= deliveries
+        try:
+            self.settle_owed()
+        except Unavailable as error:
+            self.say(error)
+        except StorageError as error:
+            self.end(error)
+
+    def settle_owed(self) -> None:
+        """What was settled is written down: nothing of it is done again, whatever comes."""
+        if not self.owed:
+            return
+        try:
+            with self.database.transaction() as connection:
+                if self.is_known():
+                    self.settle_all(connection, self.owed)
+        except Unavailable:
+            self.database.checkpoint()  # on a full disk the log can still be written from its start
+            raise
+        self.owed.clear()
 
     def settle_all(self, connection: sqlite3.Connection, outcomes: list[Outcome]) -> None:
         now = time.time()
         gone: list[int] = []
         back: list[int] = []
         again: list[Parcel] = []
+        done = 0
         for outcome in outcomes:
             match outcome:
                 case Ack(delivery):
                     gone.append(delivery.receipt)
+                    done += 1
                 case Requeue(delivery):
                     back.append(delivery.receipt)
                 case Retry(delivery, _, delay, failed):
@@ -176,10 +243,10 @@ class SQLiteConsumer:
                     gone.append(delivery.receipt)
                     store.bury(connection, delivery, reason, error, now)
         if gone:
-            done = sum(isinstance(outcome, Ack) for outcome in outcomes)
             store.forget(connection, self.queue_id, gone, done)
         if back:
             store.give_back(connection, self.queue_id, back)
+            self.next_tick = 0.0  # its time may be over
         if again and (queue := store.find_queue(connection, self.queue)):
             store.put(connection, queue, again, now)
 
@@ -195,14 +262,17 @@ class SQLiteConsumer:
     def close(self) -> None:
         if self.ended == CLOSED:
             return
-        self.ended = CLOSED
-        self.out.clear()
         self.bell.close()
         if os.getpid() == self.database.pid:
+            with suppress(WorkqueueError):
+                self.settle_owed()
             # If giving back fails, the lock is let go of all the same, and others give it back.
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
         self.database.close()
+        self.out.clear()
+        self.owed.clear()
+        self.ended = CLOSED
 
     def check(self) -> None:
         if os.getpid() != self.database.pid:
@@ -210,11 +280,12 @@ class SQLiteConsumer:
         if self.ended:
             raise ConsumerLost(self.ended)
 
-    def end(self, reason: str) -> NoReturn:
-        self.ended = reason
+    def end(self, reason: str | StorageError) -> NoReturn:
+        self.ended = str(reason)
         self.out.clear()
+        self.owed.clear()
         self.lost.clear()
-        raise ConsumerLost(reason)
+        raise ConsumerLost(self.ended) from (reason if isinstance(reason, StorageError) else None)
 
     def is_known(self) -> bool:
         """Whether the database still lists us. If not, somebody took us for dead, for instance
@@ -222,14 +293,11 @@ class SQLiteConsumer:
 
         Asked inside each transaction that relies on it. Raises ConsumerLost if the queue is gone.
         """
-        found = self.database.read(
-            "SELECT (SELECT 1 FROM consumers WHERE id = ?) FROM queues WHERE id = ?",
-            (self.life.id, self.queue_id),
-        )
+        found = self.database.read(KNOWN, (self.life.id, self.queue_id))
         if not found:
             self.end(f"queue {self.queue} was deleted")
         if found[0][0] is None:
-            self.lost |= self.out
+            self.lost |= self.out | {outcome.delivery for outcome in self.owed}
             self.out.clear()
             self.life.release()
         return found[0][0] is not None

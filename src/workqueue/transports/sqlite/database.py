@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from workqueue.errors import ConnectionLost, StorageError
@@ -17,7 +19,6 @@ from workqueue.transports.sqlite import schema
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.place import find_or_create
 
-Result = TypeVar("Result")
 Parameters = tuple[object, ...] | dict[str, object]
 
 OLDEST_SQLITE = (3, 35, 0)
@@ -36,6 +37,17 @@ CACHE = 8 * 1024
 """KiB of pages a connection may keep."""
 
 
+SHORT_NAP = 0.001
+LONG_NAP = 0.02
+LONG_LOCK = 0.5
+"""Seconds. How long to sleep, at most, before the next try at a locked file; others of ours have it
+for a few milliseconds, and after half a second it is somebody else."""
+
+
+class Unavailable(StorageError):
+    """Locked, or the disk is full: nothing was done, and the same may succeed later."""
+
+
 class Database:
     """One connection. One thread at a time, and only in the process that opened it.
 
@@ -47,23 +59,28 @@ class Database:
         self.path = address.path.resolve()
         self.wal = self.path.with_name(f"{self.path.name}-wal")
         self.timeout = address.timeout
+        self.flushes = address.synchronous == "full"
         self.pid = os.getpid()
         self.checkpoint_at = WAL_LIMIT
+        self.guard: sqlite3.Connection | None = None
+        self.log = -1
         with self.errors():
             found = identity(find_or_create(self.path))
             self.connection = connect(self.path)
             connections.add(self.connection)
             try:
-                self.prepare(address)
-                self.identity = (found, identity(self.wal.stat()))
+                self.prepare()
+                # SQLite keeps no lock on the log, so closing this drops none.
+                self.log = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
+                self.identity = (found, identity(os.fstat(self.log)))
                 self.check_identity()
             except BaseException:
                 self.close()
                 raise
 
-    def prepare(self, address: Address) -> None:
+    def prepare(self) -> None:
         """The tables are there, they are ours, and this connection is set up."""
-        self.read(f"PRAGMA synchronous = {address.synchronous}")
+        self.read("PRAGMA synchronous = FULL")
         self.read("PRAGMA fullfsync = ON")  # macOS: a plain fsync there does not reach the disk
         self.read(f"PRAGMA cache_size = -{CACHE}")
         if self.read("PRAGMA page_count") == [(0,)]:
@@ -74,6 +91,7 @@ class Database:
         schema.check(self.path, application_id, version)
         if self.read("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise StorageError(f"{self.path}: this file system cannot share a database's memory")
+        self.read("PRAGMA synchronous = NORMAL")  # the rest is `flush`
         self.read("PRAGMA wal_autocheckpoint = 0")
         self.read(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
         # Opens the log, and loads the tables that another process may have made just now. A
@@ -82,71 +100,96 @@ class Database:
         self.read("SELECT count(*) FROM sqlite_master")
 
     @contextmanager
-    def transaction(self, patience: float | None = None) -> Iterator[sqlite3.Connection]:
+    def transaction(
+        self, patience: float | None = None, *, flush: bool = True
+    ) -> Iterator[sqlite3.Connection]:
         """All of the block is done, on disk, or none of it.
 
         It begins as a writer, so nothing in it can find the file locked. `patience` is how many
-        seconds to wait for other writers, if less than the address says.
+        seconds to wait for other writers, if less than the database's own. Without `flush` a power
+        failure may undo it: for what nobody was promised, as a claim.
         """
-        with self.errors():
-            run = self.connection.execute
+        self.check_process()
+        connection = self.connection
+        try:
             try:
-                self.patiently(lambda: run("BEGIN IMMEDIATE"), patience)
-                yield self.connection
-                self.patiently(lambda: run("COMMIT"), patience)
+                self.patiently(BEGIN, patience)
+                yield connection
+                self.patiently(COMMIT)
             except BaseException:
-                if self.connection.in_transaction:
+                if connection.in_transaction:
                     with suppress(sqlite3.Error):  # what is raised already says more
-                        run("ROLLBACK")
+                        connection.execute("ROLLBACK")
                 raise
-            self.keep_wal_short()
+            if self.log >= 0:  # else the file is just being made, and SQLite sees to it alone
+                if flush:
+                    self.flush()
+                self.keep_wal_short()
+        except (sqlite3.Error, OSError) as error:
+            raise told(self.path, error) from error
+
+    def flush(self) -> None:
+        """What was committed is on the disk, and not only in the system's memory.
+
+        SQLite's own `synchronous = FULL` does the same, but keeps all other writers out meanwhile.
+        After the commit they go on, and one flush of the log serves all that committed before it.
+        """
+        if not self.flushes:
+            return
+        if FULL_FLUSH is not None:
+            fcntl.fcntl(self.log, FULL_FLUSH)
+        else:
+            os.fdatasync(self.log)
 
     def read(self, query: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         """All rows at once: a statement left open would hold the write-ahead log back."""
-        with self.errors():
-            return self.patiently(lambda: self.connection.execute(query, parameters).fetchall())
+        self.check_process()
+        try:
+            return self.patiently(query, parameters=parameters)
+        except sqlite3.Error as error:
+            raise told(self.path, error) from error
 
     def version(self) -> int:
         """Another number after each commit of another connection. The cheapest look there is."""
         return int(self.read("PRAGMA data_version")[0][0])
 
-    def look(
-        self, find: Callable[[sqlite3.Connection, str], Result | None], name: str
-    ) -> Result | None:
-        """`find(connection, name)` outside of any transaction; `find` must not write."""
-        with self.errors():
-            return self.patiently(lambda: find(self.connection, name))
+    def patiently(
+        self, statement: str, patience: float | None = None, parameters: Parameters = ()
+    ) -> list[tuple[Any, ...]]:
+        """Run `statement` again and again while others have the file locked, until patience ends.
 
-    def patiently(self, run: Callable[[], Result], patience: float | None = None) -> Result:
-        """`run()` again and again while others have the file locked, until patience ends.
-
-        Short sleeps of random length, growing a little: SQLite's own waiting sleeps ever longer,
-        and whoever came first starves while newcomers are served.
+        Short sleeps of random length: SQLite's own waiting sleeps ever longer, and whoever came
+        first starves while newcomers are served.
         """
+        run = self.connection.execute
+        try:
+            return run(statement, parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            if primary(error) != sqlite3.SQLITE_BUSY:
+                raise
+        began = time.monotonic()
         patience = self.timeout if patience is None else min(patience, self.timeout)
-        deadline = time.monotonic() + patience
-        longest = 0.001
         while True:
+            waited = time.monotonic() - began
+            time.sleep(random.uniform(0, SHORT_NAP if waited < LONG_LOCK else LONG_NAP))
             try:
-                return run()
+                return run(statement, parameters).fetchall()
             except sqlite3.OperationalError as error:
-                if primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                if primary(error) != sqlite3.SQLITE_BUSY or waited >= patience:
                     raise
-            time.sleep(random.uniform(0.0002, longest))
-            longest = min(longest * 1.05, 0.005)
+
+    def check_process(self) -> None:
+        if os.getpid() != self.pid:
+            raise ConnectionLost(f"{self.path}: opened by the process that this one forked from")
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Errors of SQLite and of the operating system become ours, here and nowhere else."""
-        if os.getpid() != self.pid:
-            raise ConnectionLost(f"{self.path}: opened by the process that this one forked from")
+        """Errors of SQLite and of the operating system become ours, here and in `transaction`."""
+        self.check_process()
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise told(self.path, error) from error
-        except OSError as error:
-            where = error.filename or self.path
-            raise StorageError(f"{where}: {error.strerror or error}") from error
 
     def check_identity(self) -> None:
         """Raise StorageError if the file or its log is no longer the one that we write to.
@@ -173,10 +216,7 @@ class Database:
         A file that was copied whole is written from its start again, and by journal_size_limit
         cut to WAL_LIMIT then; so a longer one is one with much to copy.
         """
-        try:
-            size = self.wal.stat().st_size
-        except OSError:  # deleted under us: `check_identity` says so
-            return
+        size = os.fstat(self.log).st_size
         if size <= WAL_LIMIT:
             self.checkpoint_at = WAL_LIMIT
         elif size > self.checkpoint_at and self.checkpoint():
@@ -194,26 +234,39 @@ class Database:
         What goes wrong here harms nobody: the log still has everything, and is tried again.
         """
         try:
-            guard = connect(self.path)
+            if self.guard is None:
+                self.guard = connect(self.path)
+                connections.add(self.guard)
+            self.guard.execute(BEGIN)
         except sqlite3.Error:
             return False
-        connections.add(guard)
         try:
-            guard.execute("BEGIN IMMEDIATE")
-            with suppress(sqlite3.Error):
-                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error:
             return False
         finally:
-            connections.discard(guard)
-            guard.close()
+            with suppress(sqlite3.Error):
+                self.guard.execute("ROLLBACK")
         return True
 
     def close(self) -> None:
         """Safe to call twice; in a forked child it does nothing."""
-        if os.getpid() == self.pid:
-            connections.discard(self.connection)
-            self.connection.close()
+        if os.getpid() != self.pid:
+            return
+        for connection in (self.guard, self.connection):
+            if connection is not None:
+                connections.discard(connection)
+                connection.close()
+        log, self.log = self.log, -1
+        if log >= 0:
+            os.close(log)
+
+
+BEGIN = "BEGIN IMMEDIATE"
+COMMIT = "COMMIT"
+
+FULL_FLUSH: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+"""macOS: what reaches the disk itself, which a plain fsync there does not."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -238,15 +291,18 @@ def primary(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def told(path: Path, error: sqlite3.Error) -> StorageError:
+def told(path: Path, error: sqlite3.Error | OSError) -> StorageError:
     """What happened, in one line."""
+    if isinstance(error, OSError):
+        kind = Unavailable if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        return kind(f"{error.filename or path}: {error.strerror or error}")
     match primary(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            what = "locked by another process for too long"
+            return Unavailable(f"{path}: locked by another process for too long")
+        case sqlite3.SQLITE_FULL:
+            return Unavailable(f"{path}: the disk is full")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             what = "read-only for this user"
-        case sqlite3.SQLITE_FULL:
-            what = "the disk is full"
         case sqlite3.SQLITE_CORRUPT:
             what = f"damaged: {error}"
         case sqlite3.SQLITE_NOTADB:

@@ -38,7 +38,7 @@ class SQLiteTransport:
         if dry_run and not place.exists(self.address.path):
             return True
         with self.open() as database:
-            if existing := database.look(store.find_queue, spec.name):
+            if existing := store.queue_of(database.read(store.FIND_QUEUE, (spec.name,))):
                 return compare(spec, existing)
             if dry_run:
                 return True
@@ -132,7 +132,7 @@ class SQLiteTransport:
         if not place.exists(self.address.path):
             raise QueueNotFound(name)
         with self.open() as database:
-            if found := database.look(store.find_queue, name):
+            if found := store.queue_of(database.read(store.FIND_QUEUE, (name,))):
                 yield database, found
             else:
                 raise QueueNotFound(name)

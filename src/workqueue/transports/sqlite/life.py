@@ -79,7 +79,7 @@ def enter(database: Database, queue: int) -> Life:
     with database.errors():
         life = Life(lock_folder(database.path))
     try:
-        with database.transaction() as connection:
+        with database.transaction(flush=False) as connection:
             store.add_consumer(connection, life.id, queue, os.getpid(), time.time())
     except BaseException:
         life.unlink()
@@ -95,7 +95,7 @@ def leave(database: Database, life: Life) -> None:
     but a consumer without one, which counts as dead.
     """
     try:
-        with database.transaction() as connection:
+        with database.transaction(flush=False) as connection:
             store.give_back_all(connection, life.id, died=False)
             life.unlink()
     finally:

@@ -34,6 +34,7 @@ def find_or_create(path: Path) -> os.stat_result:
         if not exists(path):
             try:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                flush_folder(path.parent)
             except FileExistsError:  # another process was faster
                 pass
         found = path.stat()
@@ -42,6 +43,15 @@ def find_or_create(path: Path) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise StorageError(f"{path}: not a regular file")
     return found
+
+
+def flush_folder(folder: Path) -> None:
+    """The names in it are on the disk: a file without one is lost when the power goes."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_file_system(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ RESERVE = 16 * 1024 * 1024
 """Bytes. With less than this free nothing is sent any more: on a full disk workers could not even
 acknowledge, and all that is done would be done again."""
 
+SPACE_STEP = 1024 * 1024
+SPACE_PAUSE = 0.1
+"""After so many bytes sent, and after so many seconds, it is looked again how much is free."""
 
 ROOM_FOR_COPIES = 64 * 1024
 """Bytes that a retry or a dead letter may add to a message, which must still fit a row then."""
@@ -31,6 +35,8 @@ class SQLitePublisher:
     def __init__(self, address: Address) -> None:
         self.database = Database(address)
         self.folder = self.database.path.parent
+        self.look_after = 0.0
+        self.look_before = 0
         self.closed = False
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
@@ -38,27 +44,22 @@ class SQLitePublisher:
             raise ConnectionLost("this publisher is closed")
         if not messages:
             return
-        self.check_space()
-        with self.database.transaction(patience=timeout) as connection:
-            found = store.find_queue(connection, queue)
-            if found is None:
-                causes: dict[int, NotSent] = {
-                    index: Unroutable(f"queue {queue} does not exist")
-                    for index in range(len(messages))
-                }
-            else:
-                largest = store.largest_row(connection) - ROOM_FOR_COPIES
-                packed, causes = rows.pack_all(messages, largest)
-                placed, refused = in_bounds(found, packed, queue)
-                store.put(connection, found, placed, time.time(), sent=True)
-                causes |= refused
+        largest = store.largest_row(self.database.connection) - ROOM_FOR_COPIES
+        packed, causes = rows.pack_all(messages, largest)
+        self.check_space(packed)
+        with self.database.transaction(timeout) as connection:
+            causes |= store_all(connection, queue, packed)
         self.database.check_identity()
         if causes:
             failures = [(messages[index], causes[index]) for index in sorted(causes)]
             sent = len(messages) - len(failures)
             raise NotSent(str(failures[0][1]), failures=failures, sent=sent)
 
-    def check_space(self) -> None:
+    def check_space(self, packed: dict[int, rows.Parcel]) -> None:
+        self.look_before -= sum(parcel.size for parcel in packed.values())
+        now = time.monotonic()
+        if self.look_before > 0 and now < self.look_after:
+            return
         with self.database.errors():
             disk = os.statvfs(self.folder)
         if disk.f_blocks and disk.f_bavail * disk.f_frsize < RESERVE:
@@ -66,10 +67,23 @@ class SQLitePublisher:
                 f"{self.database.path}: the disk is almost full: nothing is sent with less than"
                 f" {RESERVE // 1024**2} MiB free, so that workers can still acknowledge"
             )
+        self.look_before, self.look_after = SPACE_STEP, now + SPACE_PAUSE
 
     def close(self) -> None:
         self.closed = True
         self.database.close()
+
+
+def store_all(
+    connection: sqlite3.Connection, name: str, packed: dict[int, rows.Parcel]
+) -> dict[int, NotSent]:
+    """As many as the queue takes are in it; causes for the others."""
+    queue = store.find_queue(connection, name)
+    if queue is None:
+        return {index: Unroutable(f"queue {name} does not exist") for index in packed}
+    placed, refused = in_bounds(queue, packed, name)
+    store.put(connection, queue, placed, time.time(), sent=True)
+    return refused
 
 
 def in_bounds(

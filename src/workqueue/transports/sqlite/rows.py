@@ -16,9 +16,10 @@ reply_to, app_id, sent_at, headers, body."""
 
 
 class Parcel(NamedTuple):
-    """A message ready to be stored: its row, and what was asked about its time."""
+    """A message ready to be stored: its row, its bytes, and what was asked about its time."""
 
     row: Row
+    size: int
     delay: float
     ttl: float | None
 
@@ -44,7 +45,7 @@ def pack(message: Message, largest: int) -> Parcel:
     )
     try:
         headers = pack_headers(message.headers)
-        length = len("".join(text for text in texts if text is not None).encode())
+        length = len("".join(filter(None, texts)).encode())
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refused(f"a value of message {message.id!a} cannot be stored: {error}") from error
     if not -(2**63) <= message.priority < 2**63:
@@ -53,7 +54,7 @@ def pack(message: Message, largest: int) -> Parcel:
     if length > largest:
         raise TooLarge(f"message {message.id!a} has {length} bytes: SQLite takes up to {largest}")
     row = (message.priority, *texts, message.sent_at, headers, message.body)
-    return Parcel(row, message.delay, message.ttl)
+    return Parcel(row, length, message.delay, message.ttl)
 
 
 def pack_all(

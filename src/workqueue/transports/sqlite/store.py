@@ -6,6 +6,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueType
@@ -14,6 +15,8 @@ from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
 
 DEFAULT_TYPE: QueueType = "quorum"
 """By name only: a program gets the same QueueMismatch here as on RabbitMQ."""
+
+FIND_QUEUE = "SELECT id, type, max_length, ttl, ready FROM queues WHERE name = ?"
 
 INSERT = """
 INSERT INTO messages (
@@ -24,17 +27,15 @@ INSERT INTO messages (
 
 # INDEXED BY: that a claim costs the same however many wait is not left to the query planner.
 CLAIM = """
-UPDATE messages SET consumer = ?
-WHERE place IN (
-    SELECT place FROM messages INDEXED BY ready
-    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
-        AND (expires_at IS NULL OR expires_at > ?)
-    ORDER BY priority DESC, place LIMIT ?
-)
-RETURNING
-    place, redelivered, deaths, priority, id, content_type, content_encoding, type,
+SELECT place, redelivered, deaths, priority, id, content_type, content_encoding, type,
     correlation_id, reply_to, app_id, sent_at, headers, body
+FROM messages INDEXED BY ready
+WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+    AND (expires_at IS NULL OR expires_at > ?)
+ORDER BY priority DESC, place LIMIT ?
 """
+
+HOLD = "UPDATE messages SET consumer = ? WHERE place = ?"
 
 EXPIRED = """
 SELECT place, priority, id, content_type, content_encoding, type, correlation_id, reply_to,
@@ -122,9 +123,11 @@ class QueueRow:
 
 
 def find_queue(connection: sqlite3.Connection, name: str) -> QueueRow | None:
-    found = connection.execute(
-        "SELECT id, type, max_length, ttl, ready FROM queues WHERE name = ?", (name,)
-    ).fetchall()
+    return queue_of(connection.execute(FIND_QUEUE, (name,)).fetchall())
+
+
+def queue_of(found: list[tuple[Any, ...]]) -> QueueRow | None:
+    """The queue that FIND_QUEUE has found."""
     return QueueRow(*found[0]) if found else None
 
 
@@ -196,21 +199,23 @@ def put(
     sent: bool = False,
 ) -> None:
     """`sent` says that a sender put them here, not one of us."""
-    connection.executemany(INSERT, [(queue.id, *times(queue, p, now), *p.row) for p in parcels])
-    delayed = sum(parcel.delay > 0 for parcel in parcels)
+    rows = [(queue.id, *times(queue, delay, ttl, now), *row) for row, _, delay, ttl in parcels]
+    connection.executemany(INSERT, rows)
+    delayed = sum(row[2] is not None for row in rows)
     new = len(parcels) if sent else 0
     count(connection, queue.id, ready=len(parcels) - delayed, delayed=delayed, sent=new)
 
 
-def times(queue: QueueRow, parcel: Parcel, now: float) -> tuple[float, float | None, float | None]:
+def times(
+    queue: QueueRow, delay: float, ttl: float | None, now: float
+) -> tuple[float, float | None, float | None]:
     """`since`, `due_at` and `expires_at` of a message that comes now."""
-    ready_at = now + parcel.delay
-    ttl = min((ttl for ttl in (queue.ttl, parcel.ttl) if ttl is not None), default=None)
-    return (
-        ready_at,
-        ready_at if parcel.delay > 0 else None,
-        None if ttl is None else ready_at + ttl,
-    )
+    if ttl is None:
+        ttl = queue.ttl
+    elif queue.ttl is not None:
+        ttl = min(ttl, queue.ttl)
+    ready_at = now + delay
+    return ready_at, ready_at if delay > 0 else None, None if ttl is None else ready_at + ttl
 
 
 def promote(connection: sqlite3.Connection, queue: int, now: float, limit: int) -> int:
@@ -224,10 +229,10 @@ def claim(
     connection: sqlite3.Connection, queue: int, consumer: int, limit: int, now: float
 ) -> list[Row]:
     """Up to `limit` ready messages are held by `consumer`, in the order of handing out."""
-    rows = connection.execute(CLAIM, (consumer, queue, now, limit)).fetchall()
+    rows = connection.execute(CLAIM, (queue, now, limit)).fetchall()
+    connection.executemany(HOLD, [(consumer, row[0]) for row in rows])
     count(connection, queue, ready=-len(rows), in_flight=len(rows))
-    # RETURNING promises no order. A row is place, redelivered, deaths, priority, …
-    return sorted(rows, key=lambda row: (-row[3], row[0]))
+    return rows
 
 
 def forget(connection: sqlite3.Connection, queue: int, places: Iterable[int], done: int) -> None:

@@ -20,7 +20,7 @@ def recover(database: Database) -> None:
     with database.errors():
         dead = [id_ for (id_,) in known if is_dead(folder, id_)]
     for id_ in dead:
-        with database.transaction() as connection:
+        with database.transaction(flush=False) as connection:
             # If somebody else was faster, this finds nothing to give back.
             store.give_back_all(connection, id_, died=True)
             lock_path(folder, id_).unlink(missing_ok=True)
@@ -29,10 +29,10 @@ def recover(database: Database) -> None:
 def keep_time(database: Database, queue: int, name: str) -> None:
     """What has waited for its time is ready; what has waited too long is a dead letter."""
     while database.read(store.ANY_DUE, (queue, time.time())):
-        with database.transaction() as connection:
+        with database.transaction(flush=False) as connection:
             store.promote(connection, queue, time.time(), BATCH)
     while database.read(store.ANY_EXPIRED, (queue, time.time())):
-        with database.transaction() as connection:
+        with database.transaction(flush=False) as connection:
             store.expire(connection, queue, name, time.time(), BATCH)
 
 
