@@ -12,10 +12,7 @@ line of the output says why, and what to do.
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
-import warnings
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -26,18 +23,24 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
 
 from tests.integration.broker import Broker, Vhost
-from tests.integration.images import SERIES
 from tests.integration.proxy import Proxy
-from tests.integration.supply import Supply, Unavailable, Wanted, skip_unless_suits
+from tests.integration.supply import (
+    Unavailable,
+    Wanted,
+    allowed_series,
+    close,
+    prepare,
+    skip_unless_suits,
+    supply_of,
+)
 
 USUAL = ("4.0", "4.3")
-SUPPLY = pytest.StashKey[Supply]()
 
 
 @pytest.fixture(scope="session")
 def broker(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Broker:
     """A RabbitMQ as the test's marker asks for it, up and well."""
-    supply = pytestconfig.stash[SUPPLY]
+    supply = supply_of(pytestconfig)
     wanted, only = request.param
     try:
         if wanted.series != "given":
@@ -101,17 +104,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("broker", brokers, indirect=True, scope="session")
 
 
-def allowed_series() -> set[str]:
-    """Those that WORKQUEUE_TEST_RABBITMQ_VERSIONS names, as in `4.0,4.3.6`; by default all."""
-    named = os.environ.get("WORKQUEUE_TEST_RABBITMQ_VERSIONS", "").replace(",", " ").split()
-    series = {".".join(version.split(".")[:2]) for version in named}
-    if series - set(SERIES):
-        raise pytest.UsageError(
-            f"WORKQUEUE_TEST_RABBITMQ_VERSIONS={' '.join(named)}: choose from {', '.join(SERIES)}"
-        )
-    return series or set(SERIES)
-
-
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let `-m "not rabbitmq"` leave out all that need one."""
     if "broker" in getattr(item, "fixturenames", ()):
@@ -123,9 +115,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Get what the chosen tests need, before the first of them has its time measured."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    supply = Supply(reporter.write_line if reporter else print)
-    session.config.stash[SUPPLY] = supply
     if session.config.option.collectonly:
         return
     needed = set()
@@ -133,15 +122,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         param = item.callspec.params.get("broker") if hasattr(item, "callspec") else None
         if param is not None:
             needed.add(param[0].series)
-    if not needed:
-        return
-    # Like Ctrl-C: what we started is stopped before we go.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if needed != {"given"}:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            supply.prepare(needed)
-            gc.collect()  # docker-py leaves sockets to the collector, when nobody answers
+    prepare(session.config, needed)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -160,17 +141,10 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say which brokers the tests ran on."""
-    for version, source in sorted(config.stash[SUPPLY].used.items()):
+    for version, source in sorted(supply_of(config).used.items()):
         terminalreporter.write_line(f"RabbitMQ {version}: {source}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Nothing that we started is left, and the last line says what was not tested and why."""
-    supply = config.stash.get(SUPPLY, None)
-    if supply is None:
-        return
-    for asking in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asking, signal.SIG_IGN)  # once is enough: we are at it
-    supply.close()
-    for reason in dict.fromkeys(missing.reason for missing in supply.missing.values()):
-        config.get_terminal_writer().line(f"The tests on RabbitMQ did not run: {reason}.")
+    close(config)

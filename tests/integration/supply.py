@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
+import signal
 import socket
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -125,6 +128,56 @@ class Supply:
                 last.callback(self.engine.stop)
             for wanted in list(self.running):
                 last.callback(self.remove, wanted)
+
+
+# -- of one pytest run, or of one process of it ----------------------------------------------------
+
+STASH = pytest.StashKey[Supply]()
+
+
+def supply_of(config: pytest.Config) -> Supply:
+    if STASH not in config.stash:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        config.stash[STASH] = Supply(reporter.write_line if reporter else print)
+    return config.stash[STASH]
+
+
+def prepare(config: pytest.Config, series: set[str]) -> None:
+    """See `Supply.prepare`; "given" is the user's own broker."""
+    if not series:
+        return
+    # Like Ctrl-C: what we started is stopped before we go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if series != {"given"}:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            supply_of(config).prepare(series)
+            gc.collect()  # docker-py leaves sockets to the collector, when nobody answers
+
+
+def close(config: pytest.Config) -> None:
+    """Nothing that was started is left, and the last line says what was not tested and why."""
+    supply = supply_of(config)
+    for asking in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asking, signal.SIG_IGN)  # once is enough: we are at it
+    supply.close()
+    for reason in dict.fromkeys(missing.reason for missing in supply.missing.values()):
+        config.get_terminal_writer().line(f"The tests on RabbitMQ did not run: {reason}.")
+
+
+def allowed_series() -> set[str]:
+    """Those that WORKQUEUE_TEST_RABBITMQ_VERSIONS names, as in `4.0,4.3.6`; by default all."""
+    named = os.environ.get("WORKQUEUE_TEST_RABBITMQ_VERSIONS", "").replace(",", " ").split()
+    series = {".".join(version.split(".")[:2]) for version in named}
+    if series - set(images.SERIES):
+        choice = ", ".join(images.SERIES)
+        raise pytest.UsageError(
+            f"WORKQUEUE_TEST_RABBITMQ_VERSIONS={' '.join(named)}: choose from {choice}"
+        )
+    return series or set(images.SERIES)
+
+
+# -- containers ------------------------------------------------------------------------------------
 
 
 def run(wanted: Wanted, image: str) -> Broker:

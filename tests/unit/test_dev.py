@@ -109,3 +109,18 @@ def test_help(words: list[str], code: int) -> None:
     done = subprocess.run([sys.executable, DEV, *words], capture_output=True, text=True)
     assert done.returncode == code
     assert "usage: ./dev COMMAND" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parallel"),
+    [((), True), (("--durations=5",), True), (("--pdb",), False), (("tests/unit",), False)],
+)
+def test_all_tests_run_in_two_processes(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], parallel: bool
+) -> None:
+    """But not those that are named, nor where a debugger wants the terminal."""
+    monkeypatch.chdir(DEV.parent)
+    become: list[tuple[object, ...]] = []
+    monkeypatch.setattr(dev, "become", lambda *words: become.append(words))
+    dev.main("test", *arguments)
+    assert ("--numprocesses=2" in become[0]) is parallel

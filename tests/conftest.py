@@ -1,0 +1,27 @@
+"""Tests in several processes, as `./dev test` runs them: what they share is got by their parent.
+
+The parent of `pytest -n 2` collects nothing, so it does not see the conftest of the tests that need
+a RabbitMQ. Yet the Docker engine must be its own, to outlive each of the processes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.integration.supply import allowed_series, close, prepare
+
+
+def is_parent(config: pytest.Config) -> bool:
+    return bool(getattr(config.option, "numprocesses", None))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if is_parent(session.config) and not os.environ.get("WORKQUEUE_TEST_AMQP_URL"):
+        prepare(session.config, allowed_series())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if is_parent(config):
+        close(config)
