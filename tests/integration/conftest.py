@@ -23,7 +23,6 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
 
 from tests.integration.broker import Broker, Vhost
-from tests.integration.proxy import Proxy
 from tests.integration.supply import (
     Unavailable,
     Wanted,
@@ -33,6 +32,7 @@ from tests.integration.supply import (
     skip_unless_suits,
     supply_of,
 )
+from workqueue.cli.torture.proxy import Proxy
 
 USUAL = ("4.0", "4.3")
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.broker import Broker, Vhost
 from tests.integration.images import SERIES
-from tests.integration.proxy import Proxy
+from workqueue.cli.torture.proxy import Proxy
 from workqueue.testing import eventually
 
 

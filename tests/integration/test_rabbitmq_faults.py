@@ -15,8 +15,8 @@ from tests.integration import foreign
 from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE, Desk
-from tests.integration.proxy import Proxy
 from workqueue import NotSent, Producer, TooLarge, Unconfirmed, connect
+from workqueue.cli.torture.proxy import Proxy
 from workqueue.errors import ConnectionLost, DeliveriesLost
 from workqueue.message import Message, new_id
 from workqueue.testing import eventually

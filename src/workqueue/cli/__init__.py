@@ -7,6 +7,7 @@ output     data to stdout, talk to stderr
 send       workqueue send
 work       workqueue work
 demo       workqueue demo
+torture    workqueue torture
 look       workqueue status, peek
 watch      workqueue watch
 dead       workqueue dead list, show, requeue, drop

@@ -9,6 +9,7 @@ import typer
 from workqueue import __version__
 from workqueue.cli import dead, demo, doctor, look, mend, send, setup, watch, work
 from workqueue.cli.settings import apply_settings
+from workqueue.cli.torture import command as torture
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 65 bad input, 69 no broker reached, "
@@ -42,5 +43,5 @@ def root(
     apply_settings(ctx)
 
 
-for module in (send, work, demo, look, watch, dead, mend, setup, doctor):
+for module in (send, work, demo, torture, look, watch, dead, mend, setup, doctor):
     module.add_to(app)

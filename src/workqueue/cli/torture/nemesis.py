@@ -1,0 +1,50 @@
+"""What is done to whom, and when: drawn from a seed, so that a run can be repeated.
+
+The faults are a deck of cards. It is shuffled and dealt to the last card before any comes again.
+The seed fixes their order, victims and lengths; not at what point of its work a process is hit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+PAUSE = (0.1, 0.8)
+"""Seconds between two strokes, at least and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`strike` does it to a victim of that number, keeps it up for that long, and undoes it; it
+    says what it did. `lasts` is how long that is in seconds, at least and at most."""
+
+    name: str
+    strike: Callable[[int, float], str]
+    lasts: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stroke:
+    """A fault with its victim and its length, and the rest before it."""
+
+    fault: Fault
+    victim: int
+    seconds: float
+    pause: float
+
+    def land(self) -> str:
+        return self.fault.strike(self.victim, self.seconds)
+
+
+def plan(faults: Sequence[Fault], seed: int) -> Iterator[Stroke]:
+    """Without end."""
+    rng = random.Random(seed)
+    while faults:
+        for fault in rng.sample(faults, len(faults)):
+            yield Stroke(
+                fault,
+                victim=rng.randrange(1_000_000),
+                seconds=round(rng.uniform(*fault.lasts), 2),
+                pause=round(rng.uniform(*PAUSE), 2),
+            )
