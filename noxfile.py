@@ -54,6 +54,17 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Ten seeds of everything at once, a minute each; they and the time are set as
+    tests/integration/test_chaos.py says."""
+    session.install("-e", ".[integration]")
+    ten = " ".join(map(str, range(1, 11)))
+    env = {"WORKQUEUE_CHAOS_SEEDS": ten, "WORKQUEUE_CHAOS_SECONDS": "60"}
+    env = {name: session.env.get(name) or value for name, value in env.items()}
+    session.run("pytest", "-s", *(session.posargs or ["tests/integration/test_chaos.py"]), env=env)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Wheel and sdist, and the unit tests on what the wheel installs."""
     session.install("build")

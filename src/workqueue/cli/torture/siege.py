@@ -39,7 +39,7 @@ a slow machine."""
 STARTING = 10.0
 """Seconds for a process to come so far that it can leave in order."""
 
-STANDSTILL = 60.0
+STANDSTILL = 30.0
 """Seconds in which nothing more comes, after which the rest is taken for lost."""
 
 TICK = 0.05
@@ -100,6 +100,7 @@ class Siege:
     workers_count: int = 3
     senders_count: int = 2
     proxies: Sequence[Proxy] = ()
+    standstill: float = STANDSTILL
     tell: Callable[[str], None] = lambda _line: None
     look: Callable[[Siege], None] = lambda _siege: None
     history: History = field(default_factory=History)
@@ -297,7 +298,7 @@ class Siege:
         """Until `condition` is true, or nothing has moved for so long that nothing will."""
         while True:
             before = self.history.done.total(), len(self.history.sent)
-            if self.wait(condition, STANDSTILL, watch=True):
+            if self.wait(condition, self.standstill, watch=True):
                 return
             if (self.history.done.total(), len(self.history.sent)) == before:
                 return
