@@ -4,6 +4,7 @@
 tool: `./dev nox -s unit-3.12 -- -k codec`.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def chaos(session: nox.Session) -> None:
     session.install("-e", ".[integration]")
     ten = " ".join(map(str, range(1, 11)))
     env = {"WORKQUEUE_CHAOS_SEEDS": ten, "WORKQUEUE_CHAOS_SECONDS": "60"}
-    env = {name: session.env.get(name) or value for name, value in env.items()}
+    env = {name: os.environ.get(name, value) for name, value in env.items()}
     session.run("pytest", "-s", *(session.posargs or ["tests/integration/test_chaos.py"]), env=env)
 
 
