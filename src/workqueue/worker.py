@@ -333,7 +333,7 @@ class Shift:
         self.last_arrival = time.monotonic()
         try:
             stats = self.queue.stats()
-        except (ConnectionLost, QueueNotFound):
+        except (ConnectionLost, QueueNotFound, StorageError):
             return False
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
         return not stats.ready and stats.consumers != 0

@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from workqueue import Job, Producer, Worker, connect
 from workqueue.errors import (
     ConfigError,
     ConsumerLost,
@@ -36,7 +38,15 @@ from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import TransportSuite, eventually, transport_machine
 from workqueue.transport import Ack, QueueSpec, Reject, Requeue, Retry, Transport
 from workqueue.transports.copies import REASON
-from workqueue.transports.sqlite import SQLiteTransport, database, place, publisher, schema, store
+from workqueue.transports.sqlite import (
+    SQLiteTransport,
+    consumer,
+    database,
+    place,
+    publisher,
+    schema,
+    store,
+)
 from workqueue.transports.sqlite.address import parse
 from workqueue.transports.sqlite.consumer import SQLiteConsumer
 from workqueue.transports.sqlite.database import Database, Parameters
@@ -456,6 +466,118 @@ def test_a_lock_that_ends_is_waited_for(sender: SQLitePublisher, other: sqlite3.
     release.join()
 
 
+def test_a_worker_outlives_a_lock(
+    path: Path,
+    transport: SQLiteTransport,
+    sender: SQLitePublisher,
+    other: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """However long another program holds the file: it says so once, keeps in mind what is done,
+    and goes on afterwards. Nothing is done again."""
+    monkeypatch.setattr(consumer, "PATIENCE", 0.05)
+    handled: list[bytes] = []
+    begun, locked = threading.Event(), threading.Event()
+
+    def handle(job: Job[Any]) -> None:
+        begun.set()
+        locked.wait(PATIENCE)
+        handled.append(job.body)
+
+    def said() -> bool:
+        """the worker says that it waits"""
+        return "locked by another process" in caplog.text
+
+    send(sender, b"a", b"b", b"c")
+    worker = Worker(connect(f"sqlite:///{path}").queue("q"), handle)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(worker.run, until_empty=True)
+        assert begun.wait(PATIENCE)
+        other.execute("BEGIN EXCLUSIVE")
+        locked.set()
+        eventually(said, within=PATIENCE)
+        assert transport.stats("q").in_flight == 1  # looking needs no lock
+        assert not done.done()
+        other.execute("ROLLBACK")
+        tally = done.result(PATIENCE)
+    assert handled == [b"a", b"b", b"c"]
+    assert (tally.done, transport.stats("q").done, transport.stats("q").in_flight) == (3, 3, 0)
+    assert caplog.text.count("waiting until it can be used again") == 1
+
+
+def test_a_consumer_heeds_its_bell_while_the_file_is_locked(
+    worker: SQLiteConsumer, sender: SQLitePublisher, other: sqlite3.Connection
+) -> None:
+    """Its worker may be told to stop meanwhile."""
+    send(sender, b"x")
+    worker.database.timeout = 0.05
+    other.execute("BEGIN IMMEDIATE")
+    worker.wake()
+    began = time.monotonic()
+    assert worker.receive(1, 600) == []
+    ring = threading.Timer(0.2, worker.wake)
+    ring.start()
+    assert worker.receive(1, 600) == []
+    assert time.monotonic() - began < 600
+    ring.join()
+    other.execute("ROLLBACK")
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A disk of so many bytes."""
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk (and not in every container)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_runs_full(tmp_path: Path) -> None:
+    """A real one: first sends are refused, while claims and acknowledgements still go through; when
+    others have taken the rest too, workers wait. Once there is room, nothing is lost or done again.
+    """
+    with small_disk(tmp_path / "disk", publisher.RESERVE + 2 * 1024 * 1024) as disk:
+        transport = SQLiteTransport(f"sqlite:///{disk}/jobs.db")
+        transport.declare(QueueSpec(name="q"))
+        sender, worker = transport.publisher(), transport.consumer("q", 0)
+        sent = 0
+        with refused(disk / "jobs.db", "the disk is almost full"):
+            while True:
+                send(sender, *[b"%d" % n + b" " * 20_000 for n in range(sent, sent + 10)])
+                sent += 10
+        assert sent > 20
+        seen = [int(body) for body in bodies(take(worker, 10))]
+        held = list(worker.out)
+        with (disk / "filler").open("wb") as filler:
+            room = os.statvfs(disk)
+            filler.write(bytes(room.f_bavail * room.f_frsize))
+        assert os.statvfs(disk).f_bavail == 0
+        with (
+            refused(disk / "jobs.db", "the disk is almost full"),
+            closing(transport.publisher()) as another,
+        ):
+            send(another, b"never")
+        worker.settle([Ack(delivery) for delivery in held])  # written now, or kept in mind
+        while taken := worker.receive(5, 0):
+            seen += [int(body) for body in bodies(taken)]
+            worker.settle([Ack(delivery) for delivery in taken])
+        (disk / "filler").unlink()
+        while taken := worker.receive(5, 0.2):
+            seen += [int(body) for body in bodies(taken)]
+            worker.settle([Ack(delivery) for delivery in taken])
+        assert worker.unsettled == 0
+        assert seen == list(range(sent))
+        assert transport.stats("q").done == sent
+        check_counters(disk / "jobs.db")
+        sender.close()
+        worker.close()
+
+
 def fill_the_disk(connection: sqlite3.Connection) -> None:
     pages = connection.execute("PRAGMA page_count").fetchall()[0][0]
     connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
@@ -556,6 +678,68 @@ def test_a_replaced_file_is_no_place_to_send_to(
         send(sender, b"x")
 
 
+def test_a_worker_notices_a_deleted_log(path: Path, worker: SQLiteConsumer) -> None:
+    Path(f"{path}-wal").unlink()
+    worker.next_beat = 0.0
+    with pytest.raises(ConsumerLost, match="deleted while in use"):
+        worker.receive(1, 0)
+
+
+def test_a_worker_goes_on_in_a_new_file(path: Path, transport: SQLiteTransport) -> None:
+    """Whoever still sends to the path expects it to be worked on."""
+    handled: list[bytes] = []
+    worker = Worker(connect(f"sqlite:///{path}").queue("q"), lambda job: handled.append(job.body))
+
+    def listed() -> bool:
+        """the worker is at the queue"""
+        try:
+            return transport.stats("q").consumers == 1
+        except QueueNotFound:
+            return False
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(worker.run, max_messages=1)
+        eventually(listed, within=PATIENCE)
+        for file in path.parent.glob("jobs.db*"):
+            if file.is_file():
+                file.unlink()
+        transport.declare(QueueSpec(name="q"))
+        with closing(transport.publisher()) as sender:
+            send(sender, b"x")
+        done.result(PATIENCE)
+    assert handled == [b"x"]
+
+
+def spoil(path: Path, how: Literal["truncated", "overwritten"]) -> None:
+    """Another program damages the file."""
+    with path.open("r+b") as file:
+        if how == "truncated":
+            file.truncate(4096 * 2)
+        else:
+            file.write(os.urandom(path.stat().st_size))
+
+
+@pytest.mark.parametrize("how", ["truncated", "overwritten"])
+def test_a_file_that_is_damaged_in_use(
+    path: Path, transport: SQLiteTransport, how: Literal["truncated", "overwritten"]
+) -> None:
+    """The consumer is lost, what comes after is refused, and all in a line that names the file."""
+    transport.declare(QueueSpec(name="other"))
+    sender, worker = transport.publisher(), transport.consumer("q", 0)
+    send(sender, *[os.urandom(2_000) for _ in range(2_000)])
+    sender.database.checkpoint()
+    worker.close()
+    sender.close()  # the last to close has copied the log
+    worker = transport.consumer("q", 0)
+    spoil(path, how)
+    with pytest.raises(ConsumerLost, match=r"jobs\.db: (damaged|not a database|the disk failed)"):
+        for _ in range(4):
+            worker.settle([Ack(delivery) for delivery in worker.receive(500, 0)])
+    worker.close()
+    with refused(path, r"damaged|not a database|the disk failed"):
+        SQLiteTransport(f"sqlite:///{path}").publisher()
+
+
 def test_a_deleted_log_is_no_place_to_send_to(path: Path, sender: SQLitePublisher) -> None:
     """The last commits are in it, and in it alone."""
     Path(f"{path}-wal").unlink()
@@ -627,6 +811,44 @@ def test_threads_that_make_the_same_file(tmp_path: Path) -> None:
         transport = SQLiteTransport(f"sqlite:///{tmp_path}/{number}.db")
         together(4, partial(transport.declare, QueueSpec(name="q")))
         assert transport.queues() == ["q", "q.dead"]
+
+
+def test_threads_that_share_a_producer(path: Path, transport: SQLiteTransport) -> None:
+    """What they send at the same time is one transaction, and each knows of its own."""
+    with Producer(connect(f"sqlite:///{path}").queue("q")) as producer:
+
+        def run() -> None:
+            for _ in range(25):
+                producer.send("x")
+
+        together(8, run)
+    assert (transport.stats("q").ready, transport.stats("q").sent) == (200, 200)
+
+
+@pytest.mark.parametrize("jump", [3_600.0, -3_600.0])
+def test_a_clock_that_jumps(
+    transport: SQLiteTransport,
+    sender: SQLitePublisher,
+    worker: SQLiteConsumer,
+    monkeypatch: pytest.MonkeyPatch,
+    jump: float,
+) -> None:
+    """Only delays and times to live go by the clock on the wall: nobody is taken for dead, nobody
+    waits an hour, and what is held stays held."""
+    send(sender, b"held", b"ready")
+    sender.publish("q", [message(b"late", delay=1_800)], PATIENCE)
+    (held,) = take(worker, 1)
+    true_time = time.time
+    monkeypatch.setattr(time, "time", lambda: true_time() + jump)
+    with closing(transport.consumer("q", 0)) as other:
+        assert bodies(take(other, 2 if jump > 0 else 1)) == [b"ready", b"late"][: 1 + (jump > 0)]
+        assert other.receive(1, 0.01) == []
+        send(sender, b"new")
+        assert bodies(take(other, 1)) == [b"new"]
+        assert transport.stats("q").in_flight == (4 if jump > 0 else 3)
+        worker.settle([Ack(held)])
+        assert transport.stats("q").done == 1
+    assert transport.stats("q").consumers == 1
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -1061,6 +1283,30 @@ def test_the_log_stays_short(path: Path, sender: SQLitePublisher) -> None:
         longest = max(longest, wal_size(path))
     assert longest < database.WAL_LIMIT * 2
     assert path.stat().st_size > 20_000_000
+    check_counters(path)
+
+
+def test_the_log_stays_short_under_steady_load(path: Path, transport: SQLiteTransport) -> None:
+    """With senders and workers that never pause, each with a connection of its own."""
+    rounds = 60
+    longest: list[int] = []
+
+    def sends() -> None:
+        with closing(transport.publisher()) as sender:
+            for _ in range(rounds):
+                send(sender, *[os.urandom(2_000)] * 50)
+                longest.append(wal_size(path))
+
+    def works() -> None:
+        with closing(transport.consumer("q", 0)) as worker:
+            for _ in range(rounds):
+                worker.settle([Ack(delivery) for delivery in worker.receive(50, 0.1)])
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(run) for run in (sends, works, sends, works)]:
+            done.result(timeout=PATIENCE * 3)
+    assert transport.stats("q").sent == rounds * 2 * 50
+    assert max(longest) < database.WAL_LIMIT * 3
     check_counters(path)
 
 
