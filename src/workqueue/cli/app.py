@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from workqueue import __version__
-from workqueue.cli import dead, demo, doctor, look, mend, send, setup, watch, work
+from workqueue.cli import bench, dead, demo, doctor, look, mend, send, setup, watch, work
 from workqueue.cli.settings import apply_settings
 from workqueue.cli.torture import command as torture
 
@@ -43,5 +43,5 @@ def root(
     apply_settings(ctx)
 
 
-for module in (send, work, demo, torture, look, watch, dead, mend, setup, doctor):
+for module in (send, work, demo, bench, torture, look, watch, dead, mend, setup, doctor):
     module.add_to(app)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NUMBERS = {"ready", "in_flight", "delayed", "dead", "consumers", "oldest_ready_s"}
+NUMBERS |= {"messages", "per_second", "p50_ms", "p95_ms", "p99_ms"}
 """Columns that are set to the right."""
 
 TROUBLESOME = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

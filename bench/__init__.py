@@ -1,0 +1,1 @@
+"""How fast workqueue is, beside others, on this machine: see __main__."""

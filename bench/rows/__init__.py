@@ -1,0 +1,1 @@
+"""What is measured, a module for each kind. `contests` of each gives its share."""
