@@ -71,11 +71,13 @@ class QueueMismatch(ConfigError):
     None standing for "not set".
     """
 
+    hint = "Leave the options out to take the queue as it is, or migrate it."
+
     def __init__(
         self, queue: str, differences: dict[str, tuple[object, object]], *, hint: str = ""
     ) -> None:
         told = "; ".join(
-            f"{name} is {show(existing)}, not {show(wanted)}"
+            f"{name} is {show(existing)}, {asked_for(wanted)}"
             for name, (wanted, existing) in differences.items()
         )
         super().__init__(f"queue {queue} exists with other parameters: {told}", hint=hint)
@@ -203,4 +205,13 @@ class Reject(Exception):
 
 def show(value: object) -> str:
     """A parameter's value as a user reads it."""
-    return "not set" if value is None else str(value)
+    match value:
+        case None:
+            return "not set"
+        case float():
+            return str(int(value)) if value.is_integer() else str(value)
+    return str(value)
+
+
+def asked_for(wanted: object) -> str:
+    return "and was not asked for" if wanted is None else f"not {show(wanted)}"

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from workqueue.codec import check_headers, encode
+from workqueue.codec import check_headers, encodable, encode
 from workqueue.errors import (
     BadPayload,
     ConnectionLost,
@@ -42,6 +42,9 @@ CHUNK_BYTES = 4 * 1024 * 1024
 
 WORTH_ANOTHER_TRY = (Unroutable, QueueFull, Unconfirmed)
 LEAVES_PUBLISHER_USABLE = (Unroutable, QueueFull, TooLarge)
+
+SHORT_TEXTS = ("id", "type", "content_type", "content_encoding", "correlation_id", "reply_to")
+"""What AMQP gives one byte for its length, on every transport so that they agree."""
 
 SLOW_SOURCE = 0.005
 """Seconds. A source that takes longer than this for its next payload is not kept waiting for it."""
@@ -379,6 +382,10 @@ def check_message(message: Message) -> Message:
     transport can promise."""
     if message.headers:
         check_headers(message.headers)
+    for name in SHORT_TEXTS:
+        text = getattr(message, name)
+        if text and not (text.isascii() and len(text) <= 255):
+            check_short(name, text)
     if not 0 <= message.priority <= 9:
         raise BadPayload(f"priority {message.priority}: choose between 0 and 9")
     if not 0 <= message.delay <= LONGEST_DELAY:
@@ -389,6 +396,11 @@ def check_message(message: Message) -> Message:
         raise BadPayload(f"ttl {message.ttl:g} s: choose between 1 ms and 10 years")
     expires_at = time.time() + message.delay + message.ttl
     return replace(message, headers={**message.headers, EXPIRES_AT: expires_at})
+
+
+def check_short(name: str, text: str) -> None:
+    if not encodable(text) or len(text.encode()) > 255:
+        raise BadPayload(f"{name} {text[:20]!r}…: text of at most 255 bytes, please")
 
 
 def in_chunks(messages: Iterator[Message]) -> Iterator[list[Message]]:

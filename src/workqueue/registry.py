@@ -50,7 +50,7 @@ def load(entry_point: EntryPoint) -> type:
         return entry_point.load()  # type: ignore[no-any-return]
     except WorkqueueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         distribution = entry_point.dist.name if entry_point.dist else "an unknown distribution"
         raise ConfigError(
             f"the plugin {entry_point.name} of {distribution} cannot be loaded: "

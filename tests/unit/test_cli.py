@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 import workqueue
+from workqueue.testing import eventually
 
 ENOUGH = 60.0
 
@@ -187,6 +190,65 @@ def test_envelopes(shell: Shell) -> None:
     is_error(shell("send", "q", "--envelope", '{"body": "x", "priority": 99}'), 65, "priority")
 
 
+def test_options_go_before_what_an_envelope_says(shell: Shell) -> None:
+    line = '{"id": "one", "body": "x", "type": "t", "headers": {"a": 1, "b": 2}}'
+    options = ("--id", "two", "--type", "u", "-H", "b=3")
+    assert shell("send", "q", "--envelope", line, *options).code == 0
+    [seen] = shell("peek", "q", "--json").json
+    assert (seen["id"], seen["type"], seen["headers"]) == ("two", "u", {"a": 1, "b": "3"})
+
+
+def test_a_file_that_cannot_be_read_stops_before_anything_is_sent(shell: Shell) -> None:
+    (shell.folder / "lines").write_text("a\nb\n")
+    for bad in ("nosuch", "."):
+        is_error(shell("send", "q", "-f", "lines", "-f", bad), 65, f"cannot read {bad}: ")
+    assert shell("status", "q").code == 1
+    (shell.folder / "bad").write_text('{"a": 1}\n7 8\n')
+    result = shell("send", "q", "-f", "lines", "-f", "bad", "--as", "text", "x", "--json")
+    assert result.code == 0
+    bad = shell("send", "q", '{"z": 0}', "-f", "bad", "--as", "json", "--json")
+    is_error(bad, 65, "bad line 2 is not JSON", "2 sent before it")
+    assert bad.json[0]["sent"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--id", ""), 2, "--id is empty"),
+        (("--id", "i" * 256), 65, "id 'iiii"),
+        (("--type", "ü" * 128), 65, "type 'üü"),
+        (("-H", "workqueue-failures=4"), 2, "are our own"),
+        (("--as",), 2, "'--as' requires an argument"),
+    ],
+)
+def test_properties_that_cannot_be(
+    shell: Shell, arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    """The same on every transport; nothing is sent."""
+    result = shell("send", "q", "x", *arguments)
+    is_error(result, code, told)
+    assert result.err.splitlines()[-1] == "  Try: workqueue send --help"
+    assert shell("status", "q").code == 1
+
+
+def test_interrupted_while_sending(shell: Shell) -> None:
+    """Exit 130, and how many are in for certain."""
+    sender = subprocess.Popen(
+        [sys.executable, "-m", "workqueue", "send", "q", "-"],
+        cwd=shell.folder,
+        env=shell.environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert sender.stdin
+    sender.stdin.write(b"a\nb\n")
+    sender.stdin.flush()
+    eventually(lambda: shell("status", "q").code == 0 and len(shell.bodies()) == 2, within=ENOUGH)
+    sender.send_signal(signal.SIGINT)
+    _, told = sender.communicate(timeout=ENOUGH)
+    assert (sender.returncode, told) == (130, b"interrupted: at least 2 sent to q\n")
+
+
 # -- work --------------------------------------------------------------------------------------
 
 
@@ -345,7 +407,9 @@ def test_declare_and_migrate(shell: Shell) -> None:
         {"queue": "q", "made": True, "dry_run": True}
     ]
     assert shell("declare", "q", "r", "--max-length", "5").code == 0
-    is_error(shell("declare", "q", "--max-length", "6"), 78, "max length is 5, not 6")
+    other = shell("declare", "q", "--max-length", "6")
+    is_error(other, 78, "max length is 5, not 6", "or migrate it")
+    assert other.err.splitlines()[-1] == "  Try: workqueue migrate q --max-length 6 --dry-run"
     result = shell("migrate", "q", "--max-length", "6", "--dry-run", "--json")
     assert result.json == [{"queue": "q", "changes": {"max length": {"from": 5, "to": 6}}}]
     is_error(shell("migrate", "q", "--max-length", "6"), 2, "say --yes")
@@ -383,6 +447,46 @@ def test_dead_letters(shell: Shell) -> None:
     is_error(shell("dead", "list", "nosuch"), 1)
 
 
+# -- streams -----------------------------------------------------------------------------------
+
+
+def without(shell: Shell, redirection: str, *arguments: str) -> Result:
+    """A command as a shell starts it with `>&-` and the like."""
+    line = shlex.join([sys.executable, "-m", "workqueue", *arguments])
+    done = subprocess.run(
+        ["sh", "-c", f"{line} {redirection}"],
+        cwd=shell.folder,
+        env=shell.environment,
+        capture_output=True,
+        text=True,
+        timeout=ENOUGH,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_streams_that_are_closed(shell: Shell) -> None:
+    """What belongs on one does not land on another, or in the queue's file."""
+    assert without(shell, "2>&-", "send", "q", "a", "b", "c") == Result(0, "", "")
+    assert without(shell, ">&-", "status").code == 0
+    assert without(shell, "2>&-", "status", "nosuch") == Result(1, "", "")
+    is_error(without(shell, "<&-", "send", "q", "-"), 65, "cannot read standard input")
+    is_error(without(shell, "<&-", "send", "q"), 2, "nothing to send")
+    none = "<&- >&- 2>&-"
+    assert without(shell, none, "work", "q", "--exec", "-n", "1", "--", "cat").code == 0
+    (shell.folder / "tasks.py").write_text("def handle(job): print(job.payload)\n")
+    assert without(shell, none, "work", "q", "tasks:handle", "-n", "1").code == 0
+    assert shell.bodies() == ["c"]
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("plugins",), ("plugins", "--json")])
+def test_output_that_goes_nowhere(shell: Shell, arguments: tuple[str, ...]) -> None:
+    """Its reader has left, or the disk is full: no traceback, and not our bug."""
+    left = without(shell, "| true; exit 0", *arguments)
+    assert (left.out, left.err) == ("", "")
+    if Path("/dev/full").exists():
+        is_error(without(shell, "> /dev/full", *arguments), 1, "cannot write to standard output")
+
+
 # -- settings and errors -----------------------------------------------------------------------
 
 
@@ -415,6 +519,46 @@ def test_where_settings_come_from(shell: Shell) -> None:
     is_error(shell("status"), 78, "there is no setting colour")
 
 
+def test_settings_are_for_commands_within_commands_too(shell: Shell) -> None:
+    shell.environment.pop("WORKQUEUE_URL")
+    (shell.folder / "workqueue.toml").write_text("url = 'sqlite:///here.db'\n")
+    shell("send", "q", "x")
+    assert shell("work", "q", "--exec", "-n", "1", "--", "sh", "-c", "exit 65").code == 0
+    assert len(shell("dead", "list", "q", "--json").json) == 1
+
+
+def test_a_file_with_the_url_in_it(shell: Shell) -> None:
+    """Goes before a URL from a weaker place, and after one from the same or a stronger."""
+    (shell.folder / "secret").write_text("sqlite:///secret.db\n")
+
+    def used(*arguments: str, **env: str) -> str:
+        lines = shell("config", "show", "--json", *arguments, **env).json
+        [value] = [line["value"] for line in lines if line["setting"] == "url"]
+        return value.removeprefix("sqlite:///").removesuffix(".db")
+
+    file, flag = ("--url-file", "secret"), ("-u", "sqlite:///flag.db")
+    assert used(*file) == "secret"
+    assert used(*file, *flag) == "flag"
+    assert used(WORKQUEUE_URL_FILE="secret") == "jobs"
+    assert used(*flag, WORKQUEUE_URL_FILE="secret") == "flag"
+    (shell.folder / "workqueue.toml").write_text("url = 'sqlite:///here.db'\n")
+    assert used(WORKQUEUE_URL="", WORKQUEUE_URL_FILE="secret") == "secret"
+    assert shell("send", "q", "x", *file).code == 0
+    assert (shell.folder / "secret.db").exists()
+    (shell.folder / "secret").write_text("\n")
+    is_error(shell("status", *file), 78, "secret is empty")
+
+
+def test_the_other_projects_settings_are_its_own(shell: Shell) -> None:
+    (shell.folder / "pyproject.toml").write_text("tool = 3\n")
+    assert shell("status").code == 0
+    (shell.folder / "pyproject.toml").write_text("[tool]\nworkqueue = 3\n")
+    is_error(shell("status"), 78, "tool.workqueue is not a table")
+    (shell.folder / "pyproject.toml").unlink()
+    (shell.folder / "workqueue.toml").write_text("url = \n")
+    is_error(shell("status"), 78, "workqueue.toml")
+
+
 def test_no_password_is_shown(shell: Shell) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -443,6 +587,8 @@ def test_no_password_is_shown(shell: Shell) -> None:
         ("sqlite:////nosuch/folder/x.db", 78, "the folder /nosuch/folder does not exist"),
         ("sqlite:///text.txt", 78, "not a database"),
         ("amqp://guest@host:port/", 78, ""),
+        (f"sqlite:///{'n' * 300}", 78, "File name too long"),
+        ("memory://", 78, "are of one process"),
     ],
 )
 def test_urls_that_lead_nowhere(shell: Shell, url: str, code: int, told: str) -> None:
@@ -484,6 +630,7 @@ def test_version_and_help(shell: Shell) -> None:
         assert "Usage" in result.out
     for arguments in ((), ("dead",)):
         assert shell(*arguments).code == 2
+        assert shell(*arguments).err == ""  # once: on stdout, as asked for by -h
     is_error(shell("nosuch"), 2, "no such command 'nosuch'")
     is_error(shell("send", "q", "x", "--nosuch"), 2)
 

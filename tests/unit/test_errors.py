@@ -67,7 +67,8 @@ def test_a_mismatch_names_all_that_differs() -> None:
     """Wanted and existing, in words, and as values for a program."""
     error = QueueMismatch("jobs", {"max length": (8, 7), "ttl": (None, 60)})
     assert str(error) == (
-        "queue jobs exists with other parameters: max length is 7, not 8; ttl is 60, not not set"
+        "queue jobs exists with other parameters: max length is 7, not 8; "
+        "ttl is 60, and was not asked for"
     )
     assert error.queue == "jobs"
     assert error.differences == {"max length": (8, 7), "ttl": (None, 60)}

@@ -132,6 +132,7 @@ class Show:
     ended: float = 0.0
     killed_at: float = 0.0
     killed: int = 0
+    filled: bool = False
     position: int = 0
 
     def __post_init__(self) -> None:
@@ -147,6 +148,7 @@ class Show:
         payloads = [{"task": n, "seconds": seconds} for n, seconds in enumerate(self.weights)]
         with Producer(self.queue) as producer:
             sent = producer.send_many(payloads)
+        self.filled = True
         scheme = self.session.find_url() or ""
         self.tell(f"sent {sent} tasks to {self.queue.name} on {scheme.partition(':')[0]}")
         self.workers = [self.launch() for _ in range(WORKERS)]
@@ -201,6 +203,7 @@ class Show:
                 self.tell(f"task {task} came back and runs again, in worker {worker}")
         elif entry["event"] == "failed":
             self.failures += 1
+            self.started.pop(task, None)
             if task == BROKEN and entry["attempt"] == ATTEMPTS:
                 self.tell(f"task {task} failed {ATTEMPTS} times: it is set aside, with its reason")
         else:
@@ -213,12 +216,13 @@ class Show:
 
     def bring_back(self) -> None:
         """All is done but what was set aside: its cause is mended, and it is sent again."""
-        letters = list(self.queue.dead.letters())
+        letters = list(self.queue.dead.letters(limit=1))
         if not letters:
             return
+        self.read_journal()
         self.tell(f"one dead letter: {letters[0].reason}; mending that, and requeueing it")
         self.journal.with_name("mended").touch()
-        self.requeued = len(self.queue.dead.requeue())
+        self.requeued = len(self.queue.dead.requeue(limit=1))
 
     def kill_one(self) -> None:
         """The worker that has most in its hands just now."""
@@ -249,7 +253,8 @@ class Show:
         try:
             self.queue.delete(dead_letters=True)
         except WorkqueueError as error:
-            say(f"the demo's queue {self.queue.name} is still there: {error}")
+            if self.filled:
+                say(f"the demo's queue {self.queue.name} is still there: {error}")
 
     # -- what is shown
 

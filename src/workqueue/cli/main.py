@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 import traceback
 from typing import NoReturn
@@ -21,6 +23,7 @@ from workqueue.errors import (
     StorageError,
     UnknownScheme,
     WorkqueueError,
+    show,
 )
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
@@ -35,6 +38,9 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
 """First match counts. The rest: 0 done, 2 usage, 3 partly done, 70 a bug of ours, 130 and 143 told
 twice to stop. The numbers are those of sysexits.h."""
 
+MIGRATABLE = {"type": "--type", "max length": "--max-length", "ttl": "--ttl"}
+"""The parameters of a queue that `workqueue migrate` can change, with its options."""
+
 USAGE = 2
 BUG = 70
 INTERRUPTED = 130
@@ -43,32 +49,66 @@ INTERRUPTED = 130
 def main() -> None:
     """`workqueue …`"""
     arguments = sys.argv[1:]
+    fill_standard_streams()
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        sys.exit(code)
+    except WorkqueueError as error:
+        leave(error, arguments)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        leave_by_output(error)
+        leave_by_usage(error, arguments)
+        leave(error, arguments)
+
+
+def run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         # Before anything is imported: scripts ask this often.
         from workqueue import __version__
 
         print(f"workqueue {__version__}")
-        return
+        return 0
     from workqueue.cli.app import app
 
-    try:
-        # Not "standalone", where errors would be drawn in boxes: ours are three lines at most.
-        code = app(prog_name="workqueue", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except WorkqueueError as error:
-        leave(error, arguments)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone: `workqueue status | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - the last line of defence
-        leave_by_usage(error)
-        leave(error, arguments)
+    # Not "standalone", where errors would be drawn in boxes: ours are three lines at most.
+    code = app(prog_name="workqueue", standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
-def leave_by_usage(error: Exception) -> None:
+def fill_standard_streams() -> None:
+    """Give those that we were started without (`>&-`) somewhere to go.
+
+    Else the next file that is opened would get their number, and be taken for them by us and by
+    the commands we start. Reading from a missing standard input fails, instead of finding it empty.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def leave_by_output(error: Exception) -> None:
+    """If standard output takes no more: its reader has gone (`workqueue status | head`), or the
+    disk is full. All else that writes makes of an OSError an error of its own."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EPIPE, errno.ENOSPC):
+        return
+    # What is still in its buffer must not fail again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:
+        print(f"workqueue: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        print("  Try: df -h", file=sys.stderr)
+    sys.exit(1)
+
+
+def leave_by_usage(error: Exception, arguments: list[str]) -> None:
     """If the command line cannot be understood, or its user said no to a question."""
     if type(error).__name__ == "Abort":
         sys.exit(1)
@@ -76,11 +116,10 @@ def leave_by_usage(error: Exception) -> None:
     if told is None:
         return
     context = getattr(error, "ctx", None)
-    if context and type(error).__name__ == "NoArgsIsHelpError":
-        print(context.get_help(), file=sys.stderr)
-    else:
+    # For a group without a command, Typer has printed the help already.
+    if type(error).__name__ != "NoArgsIsHelpError":
         line = " ".join(told().split()).removeprefix("Invalid value: ").replace("Value error, ", "")
-        path = context.command_path if context else "workqueue"
+        path = context.command_path if context else command_in(arguments)
         print(f"workqueue: {line[:1].lower()}{line[1:]}", file=sys.stderr)
         print(f"  Try: {path} --help", file=sys.stderr)
     sys.exit(USAGE)
@@ -90,7 +129,8 @@ def leave(error: Exception, arguments: list[str]) -> NoReturn:
     """Say what happened and what to type next; no traceback unless asked."""
     from workqueue.cli.output import escape
 
-    if "-v" in arguments or "--verbose" in arguments:
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "-v" in ours or "--verbose" in ours:
         traceback.print_exception(error)
     if not isinstance(error, WorkqueueError):
         error = WorkqueueError(
@@ -102,7 +142,7 @@ def leave(error: Exception, arguments: list[str]) -> NoReturn:
         code = exit_code(error)
         command = next_command(error, arguments)
     print(f"workqueue: {escape(str(error))}", file=sys.stderr)
-    if error.hint:
+    if error.hint and error.hint != command:
         print(f"  {escape(error.hint)}", file=sys.stderr)
     print(f"  Try: {escape(command)}", file=sys.stderr)
     sys.exit(code)
@@ -114,23 +154,39 @@ def exit_code(error: WorkqueueError) -> int:
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
+def command_in(arguments: list[str]) -> str:
+    """The command that was meant, as far as one can tell."""
+    known = arguments and arguments[0].isalpha()
+    return f"workqueue {arguments[0]}" if known else "workqueue"
+
+
 def next_command(error: WorkqueueError, arguments: list[str]) -> str:
     """What to type next: the command that shows more, or the one that mends it."""
-    name = arguments[0] if arguments else ""
     match error:
         case QueueMismatch():
-            return f"workqueue {'work' if name == 'work' else 'status'} {error.queue}"
+            return migration(error)
         case QueueNotFound():
-            return f"workqueue declare {error.queue}"
+            return f"workqueue declare {shlex.quote(error.queue)}"
         case UnknownScheme():
             return "workqueue plugins"
         case HandlerNotFound():
             return "workqueue work --help"
         case AccessRefused():
             return "export WORKQUEUE_URL=amqp://user:password@host/vhost"
-        case ConnectionLost():
-            return f"workqueue {name} --help" if name else "workqueue --help"
+        case StorageError(hint=hint) if hint.startswith("mkdir "):
+            return hint
+        case ConnectionLost() | StorageError():
+            return "workqueue doctor"
         case QueueFull():
             return "workqueue status"
         case _:
-            return f"workqueue {name} --help" if name else "workqueue --help"
+            return f"{command_in(arguments)} --help"
+
+
+def migration(error: QueueMismatch) -> str:
+    """The command that would show how the queue gets the parameters it was asked for."""
+    wanted = {name: value for name, (value, _) in error.differences.items() if value is not None}
+    if not wanted or not wanted.keys() <= MIGRATABLE.keys():
+        return f"workqueue doctor {shlex.quote(error.queue)}"
+    options = " ".join(f"{MIGRATABLE[name]} {show(value)}" for name, value in wanted.items())
+    return f"workqueue migrate {shlex.quote(error.queue)} {options} --dry-run"

@@ -46,16 +46,17 @@ class Session:
     """The options that were given on the command line, where all users of the machine see them."""
 
     def find_url(self) -> str | None:
-        """The broker's URL; None is the embedded file. `--url` goes before `--url-file`."""
-        if self.url:
-            return self.url
-        if self.url_file is None:
-            return None
+        """The broker's URL; None is the embedded file."""
+        if self.url or self.url_file is None:
+            return self.url or None
         try:
-            return self.url_file.read_text().strip()
+            url = self.url_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise ConfigError(f"cannot read the URL from {self.url_file}: {reason}") from error
+        if not url:
+            raise ConfigError(f"{self.url_file} is empty: there should be a URL in it")
+        return url
 
     def connect(self) -> Broker:
         url = self.find_url()
@@ -67,6 +68,11 @@ class Session:
             self.say(
                 f"a password in {flag} can be seen by all users of this machine; "
                 f"{variable} cannot{other}"
+            )
+        if url is not None and url.lower().startswith("memory:"):
+            raise ConfigError(
+                "memory:// queues are of one process: what a command puts there ends with it",
+                hint="Write sqlite:///jobs.db for queues in a file.",
             )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
@@ -146,6 +152,8 @@ def command(
         def run(ctx: typer.Context, **given: Any) -> None:
             chosen = {parameter.name: given.pop(parameter.name) for parameter in common}
             in_argv = {name for name in chosen if came_from_argv(ctx, name)}
+            if strength(ctx, "url_file") > strength(ctx, "url"):
+                chosen["url"] = None
             function(Session(**chosen, in_argv=frozenset(in_argv)), **given)
 
         context = inspect.Parameter(
@@ -171,6 +179,13 @@ def command(
 def came_from_argv(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def strength(ctx: typer.Context, name: str) -> int:
+    """Higher for a source that goes before others: the command line, the environment, a file."""
+    source = ctx.get_parameter_source(name)
+    order = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+    return order.index(source.name) if source is not None and source.name in order else -1
 
 
 def reflowed(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -28,6 +29,8 @@ READ_SIZE = 256 * 1024
 
 STDIN = "standard input"
 
+OURS = "workqueue-"
+"""How the names of headers begin in which a message's past is kept."""
 
 As = Literal["auto", "json", "text"]
 """What a body is taken for."""
@@ -109,6 +112,10 @@ def send(
     sources = find_sources(bodies or [], file or [], whole=whole)
     if id is not None and (len(sources) > 1 or not sources[0].single):
         raise typer.BadParameter("--id names one message: give one BODY, or --whole")
+    if id == "":
+        raise typer.BadParameter("--id is empty")
+    for source in sources:
+        source.check()
     with session.connect() as broker:
         dispatch = Dispatch(session, Producer(broker.queue(queue), timeout=timeout), shape)
         dispatch.send_all(sources)
@@ -136,7 +143,7 @@ class Source:
             return
         with self.open() as file:
             if self.whole:
-                body = file.read()
+                body = b"".join(self.pieces(file))
                 yield [(self.name, body)] if body else []
             else:
                 yield from self.lines(file)
@@ -149,14 +156,38 @@ class Source:
         try:
             file = self.path.open("rb")
         except OSError as error:
-            raise BadPayload(f"cannot read {self.path}: {error.strerror}") from error
+            raise self.unreadable(error) from error
         with file:
             yield file
+
+    def pieces(self, file: BinaryIO) -> Iterator[bytes]:
+        """What one read brings, until the end."""
+        try:
+            while data := os.read(file.fileno(), READ_SIZE):
+                yield data
+        except OSError as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: OSError) -> BadPayload:
+        return BadPayload(f"cannot read {self.name}: {error.strerror}")
+
+    def check(self) -> None:
+        """Before anything is sent: a file that is not there, or no file."""
+        if self.path is None:
+            return
+        try:
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not os.access(self.path, os.R_OK):
+                self.path.stat()
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise self.unreadable(error) from error
 
     def lines(self, file: BinaryIO) -> Iterator[list[tuple[str, bytes]]]:
         """What one read brings is one batch: a slow source is not kept waiting for more."""
         number, buffer = 0, bytearray()
-        while data := os.read(file.fileno(), READ_SIZE):
+        for data in self.pieces(file):
             buffer += data
             if b"\n" not in data:
                 continue
@@ -233,10 +264,20 @@ class Shape:
 
     def message(self, body: bytes) -> Message:
         """Raises BadPayload for a body that is not what it is said to be."""
-        made = read_envelope(body) if self.envelope else self.plain(body)
+        made = self.enveloped(body) if self.envelope else self.plain(body)
         priority = made.priority if self.priority is None else self.priority
         made = replace(made, delay=self.delay, ttl=self.ttl, priority=priority)
         return check_message(made)
+
+    def enveloped(self, line: bytes) -> Message:
+        """What the envelope says, and in its place what the options say."""
+        made = read_envelope(line)
+        return replace(
+            made,
+            id=self.id or made.id,
+            type=self.type or made.type,
+            headers={**made.headers, **self.headers},
+        )
 
     def plain(self, body: bytes) -> Message:
         return Message(
@@ -272,6 +313,8 @@ def parse_headers(pairs: list[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"-H {pair}: write NAME=VALUE")
+        if name.startswith(OURS):
+            raise typer.BadParameter(f"-H {pair}: names that begin with {OURS} are our own")
         headers[name] = value
     try:
         check_headers(headers)
@@ -303,10 +346,19 @@ class Dispatch:
         except NotSent as error:
             self.report(failed=len(error.failures))
             raise
+        except BadPayload as error:
+            if self.session.json:
+                self.report()
+            raise BadPayload(f"{error}; {self.sent} sent before it") from error
         except WorkqueueError as error:
             if self.sent and isinstance(error, ConnectionLost):
                 self.report()
                 raise NotSent(f"{error}; {self.sent} sent before", sent=self.sent) from error
+            raise
+        except KeyboardInterrupt:
+            self.session.say(
+                f"interrupted: at least {self.sent:,} sent to {self.producer.queue.name}"
+            )
             raise
         self.report()
 
@@ -319,7 +371,7 @@ class Dispatch:
                 message = self.shape.message(body)
             except BadPayload as error:
                 self.send_chunk(chunk, single)
-                raise BadPayload(f"{where} {error}; {self.sent} sent before it") from error
+                raise BadPayload(f"{where} {error}") from error
             chunk.append((where, message))
             size += len(body)
             if len(chunk) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:

@@ -13,7 +13,7 @@ that was meant and silently ignored is worse.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import typer
 
 from workqueue.errors import ConfigError
+
+BROKER = {"url", "url-file"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ def load_settings() -> dict[str, Setting]:
     """All settings from files, the stronger file winning. Raises ConfigError."""
     settings: dict[str, Setting] = {}
     for file in candidate_files():
-        for name, value in read(file).items():
-            settings[name.replace("_", "-")] = Setting(name.replace("_", "-"), value, file)
+        table = {name.replace("_", "-"): value for name, value in read(file).items()}
+        if table.keys() & BROKER:
+            # Two ways to name the broker: one in a stronger file ends the other.
+            settings = {name: found for name, found in settings.items() if name not in BROKER}
+        settings |= {name: Setting(name, value, file) for name, value in table.items()}
     return settings
 
 
@@ -62,23 +67,27 @@ def read(file: Path) -> Mapping[str, Any]:
             return {}  # the project's own affair
         raise ConfigError(f"{file}: {error}") from error
     if file.name == "pyproject.toml":
-        table = table.get("tool", {}).get("workqueue", {})
+        tools = table.get("tool", {})
+        table = tools.get("workqueue", {}) if isinstance(tools, dict) else {}
     if not isinstance(table, dict):
         raise ConfigError(f"{file}: tool.workqueue is not a table")
     return table
 
 
-def flags_of(group: Any) -> dict[str, dict[str, str]]:
-    """For each command, the flags that can be set, and the parameters they belong to."""
+def commands_of(group: Any) -> Iterator[Any]:
+    """All commands, those of groups within the group too."""
+    for command in group.commands.values():
+        yield from commands_of(command) if hasattr(command, "commands") else [command]
+
+
+def flags_of(command: Any) -> dict[str, str]:
+    """The flags of a command that can be set, and the parameters they belong to."""
     return {
-        name: {
-            option.removeprefix("--"): parameter.name
-            for parameter in command.params
-            if parameter.param_type_name == "option"
-            for option in parameter.opts
-            if option.startswith("--") and option not in ("--help", "--exec")
-        }
-        for name, command in group.commands.items()
+        option.removeprefix("--"): parameter.name
+        for parameter in command.params
+        if parameter.param_type_name == "option"
+        for option in parameter.opts
+        if option.startswith("--") and option not in ("--help", "--exec")
     }
 
 
@@ -86,28 +95,35 @@ def variables_of(group: Any) -> dict[str, str]:
     """The flags that can be set in the environment, and by which variable."""
     return {
         option.removeprefix("--"): parameter.envvar
-        for command in group.commands.values()
+        for command in commands_of(group)
         for parameter in command.params
         for option in parameter.opts
         if option.startswith("--") and isinstance(parameter.envvar, str)
     }
 
 
-def default_map(settings: Mapping[str, Setting], group: Any) -> dict[str, dict[str, Any]]:
-    """The settings as each command's defaults. Raises ConfigError for a key that no flag has."""
-    flags = flags_of(group)
-    known = {flag for names in flags.values() for flag in names}
+def check_names(settings: Mapping[str, Setting], group: Any) -> None:
+    """Raises ConfigError for a key that no flag has."""
+    known = {flag for command in commands_of(group) for flag in flags_of(command)}
     for setting in settings.values():
         if setting.name not in known:
             raise ConfigError(
                 f"{setting.source}: there is no setting {setting.name}",
                 hint="Settings are named as the flags are: workqueue work --help",
             )
+
+
+def default_map(settings: Mapping[str, Setting], group: Any) -> dict[str, Any]:
+    """The settings as the defaults of each command, and of those of groups within the group."""
     return {
-        command: {
-            parameter: settings[flag].value for flag, parameter in names.items() if flag in settings
+        name: default_map(settings, command)
+        if hasattr(command, "commands")
+        else {
+            parameter: settings[flag].value
+            for flag, parameter in flags_of(command).items()
+            if flag in settings
         }
-        for command, names in flags.items()
+        for name, command in group.commands.items()
     }
 
 
@@ -115,4 +131,5 @@ def apply_settings(ctx: typer.Context) -> None:
     """Make the files' settings the defaults of whatever command follows."""
     settings = load_settings()
     if settings:
+        check_names(settings, ctx.command)
         ctx.default_map = default_map(settings, ctx.command)

@@ -78,7 +78,7 @@ def describe(group: str, entry_point: EntryPoint) -> tuple[str | None, ...]:
     try:
         entry_point.load()
         state = "ok"
-    except Exception as error:  # noqa: BLE001 - a plugin may fail in any way
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may fail in any way
         state = f"broken: {error.__class__.__name__}: {error}"
     dist = entry_point.dist
     kind = group.removeprefix("workqueue.").removesuffix("s")
@@ -99,11 +99,13 @@ def config_show(session: Session) -> None:
         setting.name: (setting.value, str(setting.source)) for setting in load_settings().values()
     }
     for flag, variable in variables_of(typer.main.get_command(app)).items():
-        if variable in os.environ:
+        if os.environ.get(variable):
             chosen[flag] = (os.environ[variable], variable)
-    for name in session.in_argv & {"url", "management_url"}:
+    for name in session.in_argv & {"url", "url_file", "management_url"}:
         flag = name.replace("_", "-")
         chosen[flag] = (getattr(session, name), f"--{flag}")
+    if session.url is None and session.url_file is not None:
+        chosen["url"] = (session.find_url(), str(session.url_file))
     chosen.setdefault("url", (f"sqlite:///{registry.default_file()}", "default"))
     rows = [(name, masked(value), source) for name, (value, source) in sorted(chosen.items())]
     columns = ("setting", "value", "source")

@@ -124,7 +124,7 @@ class RabbitMQTransport:
             existing_type: Any = found.type
             wanted = queue_arguments(replace(spec, type=existing_type), link.abilities)
         if different := differences(wanted, found.arguments):
-            raise QueueMismatch(spec.name, different, hint=MISMATCH_HINT)
+            raise QueueMismatch(spec.name, different)
 
     def make(self, link: Link, spec: QueueSpec) -> None:
         try:
@@ -135,9 +135,7 @@ class RabbitMQTransport:
                 raise
             name, wanted = parameter(differs.argument, differs.wanted)
             _, existing = parameter(differs.argument, differs.existing)
-            raise QueueMismatch(
-                spec.name, {name: (wanted, existing)}, hint=MISMATCH_HINT
-            ) from closed
+            raise QueueMismatch(spec.name, {name: (wanted, existing)}) from closed
 
     def ensure_dead(self, link: Link, name: str) -> bool:
         """Whether this call made it."""
@@ -299,9 +297,6 @@ class RabbitMQTransport:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-MISMATCH_HINT = "Leave the options out to take the queue as it is, or use another name."
 
 
 def differences(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import threading
 from pathlib import Path
@@ -19,9 +20,13 @@ making = threading.Lock()
 def exists(path: Path) -> bool:
     """Whether there is such a file. Raises StorageError if there is not even its folder."""
     folder = path.parent
-    if not folder.is_dir():
-        raise StorageError(f"{path}: the folder {folder} does not exist", hint=f"mkdir -p {folder}")
-    return path.exists()
+    try:
+        if not folder.is_dir():
+            told = f"{path}: the folder {folder} does not exist"
+            raise StorageError(told, hint=f"mkdir -p {shlex.quote(str(folder))}")
+        return path.exists()
+    except OSError as error:  # a name that is too long, for one
+        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def find_or_create(path: Path) -> os.stat_result:
