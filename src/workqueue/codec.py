@@ -31,17 +31,15 @@ def encode(payload: object) -> tuple[bytes, str]:
     surrogates.
     """
     try:
-        match payload:
-            case bytes() | bytearray() | memoryview():
-                return bytes(payload), BYTES
-            case str():
-                return payload.encode(), TEXT
-            case _:
-                body = msgspec.json.encode(payload)
-                # msgspec writes NaN and infinities as null: a number would become nothing.
-                if b"null" in body and has_nonfinite(msgspec.to_builtins(payload)):
-                    raise ValueError("JSON has no NaN and no infinity")
-                return body, JSON
+        if isinstance(payload, bytes | bytearray | memoryview):
+            return bytes(payload), BYTES
+        if isinstance(payload, str):
+            return payload.encode(), TEXT
+        body = msgspec.json.encode(payload)
+        # msgspec writes NaN and infinities as null: a number would become nothing.
+        if b"null" in body and has_nonfinite(msgspec.to_builtins(payload)):
+            raise ValueError("JSON has no NaN and no infinity")
+        return body, JSON
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise BadPayload(f"this payload cannot be sent: {error}") from error
 

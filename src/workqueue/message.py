@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -112,8 +112,19 @@ class Job(Generic[Payload]):
 
 def new_id() -> str:
     """A fresh id that sorts by time: a UUID of version 7 (RFC 9562, section 5.7)."""
-    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
-    number = number & ~(0xF << 76) | 0x7 << 76  # version
-    number = number & ~(0x3 << 62) | 0x2 << 62  # variant
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return next(new_ids())
+
+
+def new_ids() -> Iterator[str]:
+    """Ids without end, for what is made at the same time: all of this millisecond, in order.
+
+    Each series has 74 random bits to begin with, and counts on in the last 48 (RFC 9562,
+    section 6.2, method 2).
+    """
+    moment = time.time_ns() // 1_000_000
+    chance = int.from_bytes(os.urandom(10), "big")
+    # Version 7 and 12 random bits; variant 2 and 14.
+    third, fourth = 0x7000 | chance >> 68, 0x8000 | chance >> 48 & 0x3FFF
+    head = f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{third:04x}-{fourth:04x}"
+    first = chance & 0x7FFF_FFFF_FFFF  # room to count on
+    return (f"{head}-{number:012x}" for number in range(first, first + 2**47))

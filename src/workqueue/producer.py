@@ -29,6 +29,7 @@ from workqueue.message import (
     LONGEST_TTL,
     Message,
     new_id,
+    new_ids,
 )
 from workqueue.middleware import Middleware, around_sending, load_middleware
 from workqueue.queue import Queue
@@ -37,8 +38,12 @@ from workqueue.transport import Publisher
 log = logging.getLogger("workqueue.producer")
 
 CHUNK_MESSAGES = 1_000
+MOST_MESSAGES = 8_000
 CHUNK_BYTES = 4 * 1024 * 1024
-"""How much `send_many` holds in memory at once."""
+"""How much `send_many` holds in memory at once: to begin with, and where sending is quick."""
+
+QUICK = 0.25
+"""Seconds. What takes no longer, to be gathered from a source or to be sent, is one chunk."""
 
 WORTH_ANOTHER_TRY = (Unroutable, QueueFull, Unconfirmed)
 LEAVES_PUBLISHER_USABLE = (Unroutable, QueueFull, TooLarge)
@@ -135,13 +140,16 @@ class Producer:
         how many were `sent`, of all of them.
         """
         sent = 0
-        for chunk in in_chunks(make_message(payload) for payload in payloads):
+        pace = Pace()
+        for chunk in in_chunks(payloads, pace):
+            began = time.perf_counter()
             try:
                 self.send_messages(chunk)
             except NotSent as error:
                 error.sent += sent
                 raise
             sent += len(chunk)
+            pace.adjust(len(chunk), time.perf_counter() - began)
         return sent
 
     def send_messages(self, messages: Sequence[Message]) -> None:
@@ -183,10 +191,17 @@ class Producer:
 
     def place(self, load: Load) -> None:
         """Try, and try again, until all is placed, refused for good, or time is up."""
+        began = time.monotonic()
+        try:
+            self.place_once(load, timeout=self.timeout)
+        except (ConnectionLost, StillPending) as error:
+            self.place_in_time(load, began, error)
+
+    def place_in_time(self, load: Load, began: float, failed: Exception) -> None:
+        """The tries after the first, which `failed`."""
+        # Imported when something goes wrong: it takes longer than a message to a broker and back.
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
         from tenacity.wait import wait_random_exponential
-
-        began = time.monotonic()
 
         def time_is_up(_state: RetryCallState) -> bool:
             limit = self.timeout if self.reached else self.connect_timeout
@@ -200,6 +215,8 @@ class Producer:
         )
         for attempt in attempts:
             with attempt:
+                if attempt.retry_state.attempt_number == 1:
+                    raise failed
                 left = began + self.timeout - time.monotonic()
                 self.place_once(load, timeout=max(left, 0.1))
 
@@ -292,6 +309,10 @@ class Load:
         self.causes |= dict.fromkeys(self.pending, cause)
         self.doubtful.update(self.pending)
 
+    def went_well(self) -> bool:
+        """All was placed, and none of it in more than one try."""
+        return not self.pending and not self.causes
+
     def unroutable(self) -> bool:
         return any(isinstance(self.causes.get(key), Unroutable) for key in self.pending)
 
@@ -321,11 +342,12 @@ class Parcel:
         self.error: Exception | None = None
 
     def settle(self, load: Load) -> None:
-        self.failures = [
-            (message, cause) for message in self.messages if (cause := load.cause(message))
-        ]
-        untouched = all(load.untouched(message) for message in self.messages)
-        self.error = load.error if untouched else None
+        if not load.went_well():
+            self.failures = [
+                (message, cause) for message in self.messages if (cause := load.cause(message))
+            ]
+            untouched = all(load.untouched(message) for message in self.messages)
+            self.error = load.error if untouched else None
         self.carried = True
 
     def tell(self) -> None:
@@ -403,27 +425,54 @@ def check_short(name: str, text: str) -> None:
         raise BadPayload(f"{name} {text[:20]!r}…: text of at most 255 bytes, please")
 
 
-def in_chunks(messages: Iterator[Message]) -> Iterator[list[Message]]:
+class Pace:
+    """How many messages of a source go in one chunk: more as long as they go quickly.
+
+    What is left of a chunk is waited for before the next is begun, so a chunk should not be small;
+    and it has no more time than one message, so where sending is slow it should not be large.
+    """
+
+    def __init__(self) -> None:
+        self.messages = CHUNK_MESSAGES
+
+    def adjust(self, count: int, seconds: float) -> None:
+        """To what `count` messages took."""
+        within_reach = int(count * QUICK / max(seconds, 1e-6))
+        most = min(2 * self.messages, MOST_MESSAGES)
+        self.messages = max(CHUNK_MESSAGES, min(within_reach, most))
+
+
+def in_chunks(payloads: Iterable[object], pace: Pace) -> Iterator[list[Message]]:
     """Lists of messages, as long as is good for the broker and as short as the source is slow.
 
     If the source fails, what it gave before is still handed on first.
     """
+    source = iter(payloads)
     chunk: list[Message] = []
     size = 0
+    ids, sent_at = new_ids(), 0.0
+    now = began = 0.0
     failure: Exception | None = None
     while True:
-        asked = time.perf_counter()
+        if not chunk:
+            now = began = time.perf_counter()
+        asked = now
         try:
-            message = next(messages)
+            payload = next(source)
+            now = time.perf_counter()
+            slow = now - asked > SLOW_SOURCE
+            if slow or not chunk:
+                ids, sent_at = new_ids(), time.time()
+            body, content_type = encode(payload)
         except StopIteration:
             break
         except Exception as error:  # noqa: BLE001 - raised once its chunk is sent
             failure = error
             break
-        chunk.append(message)
-        size += len(message.body)
-        slow = time.perf_counter() - asked > SLOW_SOURCE
-        if slow or len(chunk) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:
+        chunk.append(Message(body=body, id=next(ids), content_type=content_type, sent_at=sent_at))
+        size += len(body)
+        enough = len(chunk) >= pace.messages or size >= CHUNK_BYTES or now - began > QUICK
+        if slow or enough:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from workqueue.message import DEFAULT_PRIORITY, Delivery, Lost, Message, new_id
+from workqueue.message import DEFAULT_PRIORITY, Delivery, Lost, Message, new_id, new_ids
 
 
 def test_ids_are_uuids_of_version_seven() -> None:
@@ -50,6 +50,20 @@ def test_ids_are_unique() -> None:
         thread.join()
     everything = [id_ for mine in made for id_ in mine]
     assert len(everything) == len(set(everything)) == 20_000
+
+
+def test_ids_of_one_series_are_in_order() -> None:
+    """All of the millisecond in which it began, all valid, and none like another series'."""
+    before = time.time_ns() // 1_000_000
+    series, other = new_ids(), new_ids()
+    made = [next(series) for _ in range(3_000)]
+    after = time.time_ns() // 1_000_000
+    assert made == sorted(set(made))
+    parsed = [uuid.UUID(text) for text in made]
+    assert {(one.version, one.variant) for one in parsed} == {(7, uuid.RFC_4122)}
+    assert all(before <= one.int >> 80 <= after for one in parsed)
+    assert len({one.int >> 80 for one in parsed}) == 1
+    assert not {text[:23] for text in made} & {next(other)[:23]}
 
 
 def test_messages_do_not_change() -> None:

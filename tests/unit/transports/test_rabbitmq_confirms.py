@@ -13,13 +13,15 @@ from workqueue.transports.rabbitmq.confirms import Confirms
 
 def published(confirms: Confirms, count: int) -> list[Message]:
     messages = [Message(body=b"%d" % n, id=new_id()) for n in range(count)]
-    tags = [confirms.published(message) for message in messages]
-    assert tags == list(range(confirms.next_tag - count, confirms.next_tag))
+    for message in messages:
+        confirms.published(message)
     return messages
 
 
 def open_bodies(confirms: Confirms) -> list[bytes]:
-    return [message.body for message in confirms.pending.values()]
+    bodies = [message.body for message in confirms.open_messages()]
+    assert confirms.open == len(bodies)
+    return bodies
 
 
 def failed(confirms: Confirms) -> list[tuple[bytes, type[NotSent]]]:
@@ -29,7 +31,8 @@ def failed(confirms: Confirms) -> list[tuple[bytes, type[NotSent]]]:
 def test_tags_count_from_one() -> None:
     """As the broker counts them, from the first publish of a channel on."""
     confirms = Confirms()
-    assert [confirms.published(Message(body=b"")) for _ in range(3)] == [1, 2, 3]
+    published(confirms, 3)
+    assert confirms.open_tags() == [1, 2, 3]
 
 
 def test_a_late_confirm_is_not_for_a_later_message() -> None:
@@ -147,7 +150,7 @@ def test_unknown_tags_settle_nothing(tag: int) -> None:
     published(confirms, 3)
     confirms.on_ack(tag, multiple=False)
     confirms.on_nack(tag, multiple=False)
-    assert len(confirms.pending) == 3
+    assert confirms.open == 3
     assert confirms.failures == []
 
 
@@ -163,8 +166,27 @@ def test_giving_up_names_all_that_is_open() -> None:
     assert confirms.returned == {}
 
 
+def test_no_message_is_held_longer_than_it_is_open() -> None:
+    """Not for the next publish, however long the channel lives; tags go on."""
+    confirms = Confirms()
+    for _ in range(3):
+        messages = published(confirms, 2)
+        confirms.on_ack(0, multiple=True)
+        confirms.close()
+        assert confirms.messages == []
+    assert confirms.next_tag == 7
+    (last,) = published(confirms, 1)
+    confirms.on_return(messages[0].id, "NO_ROUTE")
+    confirms.on_nack(7, multiple=False)
+    assert confirms.failures[0][0] is last
+
+
 said = st.lists(
-    st.tuples(st.sampled_from(["publish", "ack", "nack"]), st.integers(0, 12), st.booleans()),
+    st.tuples(
+        st.sampled_from(["publish", "publish", "ack", "nack", "close"]),
+        st.integers(0, 6),
+        st.booleans(),
+    ),
     max_size=40,
 )
 
@@ -176,14 +198,22 @@ def test_each_message_has_one_fate(said: list[tuple[str, int, bool]]) -> None:
     model: dict[int, str] = {}
     for word, tag, multiple in said:
         if word == "publish":
-            tag = confirms.published(Message(body=b"%d" % (len(model) + 1), id=new_id()))
+            tag = confirms.next_tag
+            assert tag == len(model) + 1
+            confirms.published(Message(body=b"%d" % tag, id=new_id()))
             model[tag] = "open"
+            continue
+        if word == "close":
+            confirms.close()
+            model = {t: "closed" if fate == "open" else fate for t, fate in model.items()}
             continue
         covered = [t for t in model if t <= tag or tag == 0] if multiple else [tag]
         for each in covered:
             if model.get(each) == "open":
                 model[each] = word
         (confirms.on_ack if word == "ack" else confirms.on_nack)(tag, multiple)
-    assert list(confirms.pending) == [tag for tag, fate in model.items() if fate == "open"]
+    still_open = [tag for tag, fate in model.items() if fate == "open"]
+    assert (confirms.open_tags(), confirms.open) == (still_open, len(still_open))
+    assert [int(message.body) for message in confirms.open_messages()] == still_open
     refused = sorted(int(message.body) for message, _ in confirms.failures)
     assert refused == [tag for tag, fate in model.items() if fate == "nack"]

@@ -579,7 +579,12 @@ def test_one_wrong_byte(position: int, byte: int) -> None:
 
 
 def publish(message: Message, frame_max: int = 1 << 17) -> bytes:
-    return wire.encode_publish(3, "workqueue", "q", message, frame_max)
+    """By the writer of many, which must not differ from the one for one."""
+    writer = wire.PublishWriter(3, "workqueue", "q", frame_max)
+    written = writer.frames(message)
+    assert written == wire.encode_publish(3, "workqueue", "q", message, frame_max)
+    assert written == writer.frames(message)
+    return written
 
 
 @given(message=messages)
@@ -605,6 +610,56 @@ def test_we_read_what_we_write(message: Message) -> None:
     inbound = read_one(delivery(properties, message.body))
     assert inbound.unreadable is None
     assert message_in(inbound) == message
+
+
+ids = st.just("the-same-id") | texts
+plain = st.builds(
+    Message,
+    body=st.sampled_from([b"", b"x", b"y", b"x" * 100, b"y" * 100, b"z" * FRAME_MAX]),
+    id=st.none() | ids,
+    content_type=st.none() | st.sampled_from(["", "text/plain", "application/json"]),
+    content_encoding=st.sampled_from([None, None, ""]),
+    type=st.sampled_from([None, None, "", "task"]),
+    headers=st.just({}) | tables,
+    priority=st.integers(0, 9),
+    correlation_id=st.sampled_from([None, None, ""]),
+    reply_to=st.sampled_from([None, None, "there"]),
+    app_id=st.sampled_from([None, None, "app"]),
+    sent_at=st.none() | st.sampled_from([0.0, 1.0, 1.5, -1.0, 2.0**70]),
+    delay=st.sampled_from([0.0, 0.0, 1.0]),
+    ttl=st.sampled_from([None, None, 0.5, 7.0]),
+)
+
+plainest = st.builds(
+    Message,
+    body=st.sampled_from([b"x", b"y", b"x" * 100, b"y" * 100]),
+    id=ids,
+    content_type=st.sampled_from(["text/plain", "application/json"]),
+    priority=st.integers(3, 5),
+    sent_at=st.sampled_from([0.0, 1.0]),
+)
+
+
+@given(sent=st.lists(plainest | plainest | plain, max_size=12))
+@settings(deadline=None)
+def test_one_message_leaves_nothing_in_the_next(sent: list[Message]) -> None:
+    """What a writer keeps of a message is only what the next one has as well."""
+    writer = wire.PublishWriter(3, "workqueue", "q", FRAME_MAX)
+    for message in sent:
+        assert writer.frames(message) == wire.encode_publish(
+            3, "workqueue", "q", message, FRAME_MAX
+        )
+
+
+def test_a_writer_keeps_little() -> None:
+    """However many kinds of messages it sees."""
+    writer = wire.PublishWriter(3, "workqueue", "q", FRAME_MAX)
+    for size in range(1, 3 * wire.MOST_HEADS):
+        message = Message(body=b"x" * size, id="1", sent_at=1.0)
+        assert writer.frames(message) == wire.encode_publish(
+            3, "workqueue", "q", message, FRAME_MAX
+        )
+    assert 0 < len(writer.heads) <= wire.MOST_HEADS
 
 
 def test_a_publish_is_mandatory_and_names_its_queue() -> None:

@@ -27,9 +27,12 @@ from workqueue.transports.rabbitmq.topology import EXCHANGE
 
 log = logging.getLogger("workqueue.rabbitmq")
 
-WINDOW = 1_000
+WINDOW = 2_000
 """Messages on their way without a confirm. Enough to keep a quorum queue busy; waiting for each
 one costs a factor of twenty."""
+
+MORE = WINDOW // 4
+"""Messages that must have room in a full window before more are written: few large writes."""
 
 WRITE_SIZE = 64 * 1024
 """Bytes gathered before they are written."""
@@ -64,7 +67,6 @@ class RabbitMQPublisher:
         self.size_limit = LARGEST
         self.blocked = False
         self.closed = False
-        self.buffer = bytearray()
         self.link = Link(address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked)
         try:
             self.open_channel()
@@ -80,6 +82,10 @@ class RabbitMQPublisher:
             self.channel.confirm_select()
             self.number: int = self.channel.channel_id
             self.link.wire.taps[self.number] = self.on_method
+        self.writers: dict[str, wire.PublishWriter] = {}
+        self.begun = 0
+        self.gathered: list[bytes] = []
+        self.gathered_size = 0
         self.closing: ChannelClosed | None = None
         self.used = time.monotonic()
 
@@ -115,23 +121,44 @@ class RabbitMQPublisher:
         deadline = time.monotonic() + timeout
         self.make_sure()
         confirms = self.confirms
-        unsent = list(reversed(messages))
+        self.begun = 0
         try:
             with translated():
-                while unsent and not self.closing:
-                    if self.publish_one(queue, unsent[-1], deadline):
-                        unsent.pop()
-                self.flush(deadline)
-                self.wait_for_confirms(0, deadline)
+                self.write_all(queue, messages, deadline)
+                self.make_room(deadline, WINDOW)
         except (ConnectionLost, Stalled) as error:
             cause = self.cause_of_silence(error)
             confirms.give_up(cause)
-            confirms.failures += [(message, cause) for message in reversed(unsent)]
+            confirms.failures += [(message, cause) for message in messages[self.begun :]]
             self.close()
         if self.closing:
-            self.account_for_closing(confirms, list(reversed(unsent)))
+            self.account_for_closing(confirms, messages[self.begun :])
+        confirms.close()
         self.used = time.monotonic()
         self.report(confirms, len(messages))
+
+    def write_all(self, queue: str, messages: Sequence[Message], deadline: float) -> None:
+        """All are on their way, or on record as failures, unless the broker closes the channel;
+        `begun` says how many were looked at."""
+        writer = self.writer(queue)
+        room = 0
+        for message in messages:
+            large = len(message.body) >= LARGE
+            if large or not room or self.blocked:
+                room = self.make_room(deadline, WINDOW if large else MORE)
+            if self.closing:
+                return
+            frames = self.encode(queue, message, writer)
+            self.begun += 1
+            if frames is None:
+                continue
+            self.confirms.published(message)
+            self.gathered.append(frames)
+            self.gathered_size += len(frames)
+            room = self.make_room(deadline, WINDOW) if large else room - 1
+            if self.gathered_size >= WRITE_SIZE:
+                self.flush(deadline)
+                self.take_what_is_there()
 
     def make_sure(self) -> None:
         """There is a channel, and a connection that lives. Raises ConnectionLost."""
@@ -156,34 +183,16 @@ class RabbitMQPublisher:
         finally:
             self.link.wire.call_timeout = usual
 
-    def publish_one(self, queue: str, message: Message, deadline: float) -> bool:
-        """False if the broker closed the channel before anything of `message` was written."""
-        frames = self.encode(queue, message)
-        if frames is None:
-            return True
-        large = len(message.body) >= LARGE
-        self.wait_for_confirms(0 if large else WINDOW - 1, deadline)
-        if self.closing:
-            return False
-        self.confirms.published(message)
-        self.buffer += frames
-        if large or len(self.buffer) >= WRITE_SIZE:
-            self.flush(deadline)
-            self.take_what_is_there()
-        if large:
-            self.wait_for_confirms(0, deadline)
-        return True
-
-    def encode(self, queue: str, message: Message) -> bytes | None:
+    def encode(self, queue: str, message: Message, writer: wire.PublishWriter) -> bytes | None:
         """The frames, or None and a failure on record."""
         try:
             if len(message.body) > self.size_limit:
                 raise wire.TooLong(too_large(len(message.body), self.size_limit))
-            exchange, key = self.exchange, queue
             if message.delay > 0:
                 exchange, key = self.delays.way(self.link, queue, message)
-            frame_max: int = self.link.wire.frame_max
-            return wire.encode_publish(self.number, exchange, key, message, frame_max)
+                frame_max: int = self.link.wire.frame_max
+                return wire.encode_publish(self.number, exchange, key, message, frame_max)
+            return writer.frames(message)
         except QueueNotFound as error:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
@@ -194,22 +203,29 @@ class RabbitMQPublisher:
             self.confirms.failures.append((message, Refused(str(error))))
         return None
 
+    def writer(self, queue: str) -> wire.PublishWriter:
+        if queue not in self.writers:
+            self.writers[queue] = wire.PublishWriter(
+                self.number, self.exchange, queue, self.link.wire.frame_max
+            )
+        return self.writers[queue]
+
     def flush(self, deadline: float) -> None:
-        if self.buffer and not self.closing:
-            data, self.buffer = bytes(self.buffer), bytearray()
+        data, self.gathered, self.gathered_size = b"".join(self.gathered), [], 0
+        if data and not self.closing:
             self.link.wire.write(data, timeout=deadline - time.monotonic())
-        self.buffer.clear()
 
     def take_what_is_there(self) -> None:
         if self.link.wire.wait_readable(0):
             self.link.wire.read()
 
-    def wait_for_confirms(self, at_most: int, deadline: float) -> None:
-        """Until `at_most` are unconfirmed, or the channel is closed; not while blocked.
+    def make_room(self, deadline: float, room: int) -> int:
+        """Write, and wait until `room` more messages may be on their way, or the channel is closed;
+        how many may be. Not while blocked.
 
         Raises Stalled when the deadline passes.
         """
-        while (len(self.confirms.pending) > at_most or self.blocked) and not self.closing:
+        while (WINDOW - self.confirms.open < room or self.blocked) and not self.closing:
             if not self.blocked:
                 self.flush(deadline)
             left = deadline - time.monotonic()
@@ -217,6 +233,7 @@ class RabbitMQPublisher:
                 raise Stalled
             if self.link.wire.wait_readable(min(left, 1.0)):
                 self.link.wire.read()
+        return WINDOW - self.confirms.open
 
     # -- what became of it
 
@@ -227,11 +244,10 @@ class RabbitMQPublisher:
             return Unconfirmed("RabbitMQ did not confirm it in time")
         return Unconfirmed(str(error))
 
-    def account_for_closing(self, confirms: Confirms, unsent: list[Message]) -> None:
+    def account_for_closing(self, confirms: Confirms, unsent: Sequence[Message]) -> None:
         """The broker closed the channel: say what that means for each message still open."""
         assert self.closing is not None
-        open_messages = [*confirms.pending.values(), *unsent]
-        confirms.pending.clear()
+        open_messages = [*confirms.open_messages(), *unsent]
         size, limit = sizes_in(self.closing.text)
         if limit:
             self.size_limit = limit

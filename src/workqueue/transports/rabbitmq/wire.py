@@ -44,6 +44,9 @@ CARRIES_CONTENT = frozenset({DELIVER, RETURN, GET_OK})
 DEEPEST_TABLE = 64
 """Tables within tables that are still read. Real headers are two or three deep."""
 
+MOST_HEADS = 1_000
+"""Kinds of messages whose encoded beginnings are kept."""
+
 frame_head = Struct(">BHI")
 two_shorts = Struct(">HH")
 short = Struct(">H")
@@ -379,6 +382,68 @@ def encode_publish(
     return publish_frames(channel, exchange, routing_key, properties, message.body, frame_max)
 
 
+class PublishWriter:
+    """Writes publishes that all go the same way, as `encode_publish` does.
+
+    Of those with nothing but an id, a time, a priority and a content type, all but id and body is
+    mostly the same from one to the next, and encoded once.
+    """
+
+    def __init__(self, channel: int, exchange: str, routing_key: str, frame_max: int) -> None:
+        self.channel = channel
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.frame_max = frame_max
+        self.heads: dict[tuple[str | None, int, int, int], bytes] = {}
+        self.sent_at: float | None = None
+        self.size = 0
+        self.tail = b""
+
+    def frames(self, message: Message) -> bytes:
+        """Raises as `encode_publish` does."""
+        size, sent_at = len(message.body), message.sent_at
+        if (
+            sent_at is None
+            or message.id is None
+            or message.headers
+            or message.ttl is not None
+            or message.type is not None
+            or message.correlation_id is not None
+            or message.reply_to is not None
+            or message.app_id is not None
+            or message.content_encoding is not None
+            or not 0 < size <= self.frame_max - 8
+        ):
+            return encode_publish(
+                self.channel, self.exchange, self.routing_key, message, self.frame_max
+            )
+        id_ = utf8(message.id)
+        head = self.heads.get((message.content_type, message.priority, len(id_), size))
+        if head is None:
+            head = self.make_head(message, len(id_))
+        if sent_at is not self.sent_at or size != self.size:
+            self.sent_at, self.size = sent_at, size
+            body_frame = frame_head.pack(BODY, self.channel, size)
+            self.tail = b"%b\xce%b" % (timestamp(sent_at), body_frame)
+        return b"%b%b%b%b\xce" % (head, id_, self.tail, message.body)
+
+    def make_head(self, message: Message, id_size: int) -> bytes:
+        """All that comes before the id."""
+        alike = replace(message, id="-" * id_size, sent_at=0.0)
+        properties = encode_properties(alike)
+        size = len(message.body)
+        head = b"%b%b%b%b" % (
+            encode_frame(METHOD, self.channel, publish_method(self.exchange, self.routing_key)),
+            frame_head.pack(HEADER, self.channel, body_head.size + len(properties)),
+            body_head.pack(BASIC, 0, size),
+            properties[: -id_size - longlong.size],
+        )
+        if len(self.heads) >= MOST_HEADS:
+            self.heads.clear()
+        self.heads[message.content_type, message.priority, id_size, size] = head
+        return head
+
+
 def encode_publish_as_it_was(
     channel: int, queue: str, properties: bytes, body: bytes, frame_max: int
 ) -> bytes:
@@ -389,7 +454,7 @@ def encode_publish_as_it_was(
 def publish_frames(
     channel: int, exchange: str, routing_key: str, properties: bytes, body: bytes, frame_max: int
 ) -> bytes:
-    method = b"\x00\x3c\x00\x28\x00\x00%b%b\x01" % (shortstr(exchange), shortstr(routing_key))
+    method = publish_method(exchange, routing_key)
     header = body_head.pack(BASIC, 0, len(body)) + properties
     frames = [encode_frame(METHOD, channel, method), encode_frame(HEADER, channel, header)]
     # No frame at all for an empty body: one of length 0 is a protocol error to RabbitMQ (505).
@@ -398,6 +463,11 @@ def publish_frames(
         for start in range(0, len(body), frame_max - 8)
     ]
     return b"".join(frames)
+
+
+def publish_method(exchange: str, routing_key: str) -> bytes:
+    """The arguments of a mandatory basic.publish, with the method's number before them."""
+    return b"\x00\x3c\x00\x28\x00\x00%b%b\x01" % (shortstr(exchange), shortstr(routing_key))
 
 
 def encode_ack(channel: int, tag: int, *, multiple: bool) -> bytes:
@@ -440,7 +510,7 @@ def encode_properties(message: Message) -> bytes:
         parts.append(shortstr(message.id))
     if message.sent_at is not None:
         flags |= 0x0040
-        parts.append(longlong.pack(min(max(int(message.sent_at), 0), 2**64 - 1)))
+        parts.append(timestamp(message.sent_at))
     if message.type is not None:
         flags |= 0x0020
         parts.append(shortstr(message.type))
@@ -448,6 +518,10 @@ def encode_properties(message: Message) -> bytes:
         flags |= 0x0008
         parts.append(shortstr(message.app_id))
     return short.pack(flags) + b"".join(parts)
+
+
+def timestamp(moment: float) -> bytes:
+    return longlong.pack(min(max(int(moment), 0), 2**64 - 1))
 
 
 def shortstr(text: str) -> bytes:
