@@ -66,6 +66,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """How fast, beside a C client and six rivals; `-- --quick`, `-- --rows S1,S3 --pairs 5`."""
+    session.install("-e", ".[integration]")
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Wheel and sdist, and the unit tests on what the wheel installs."""
     session.install("build")

@@ -23,7 +23,7 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     """That of a contestant: nothing of the user's own settings, and BENCH_… as given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKQUEUE_")}
     ours = {f"BENCH_{name.upper()}": str(value) for name, value in settings.items()}
-    return {**kept, "PYTHONPATH": str(RIVALS), "PYTHONDONTWRITEBYTECODE": "1", **ours}
+    return {**kept, "PYTHONPATH": str(RIVALS), **ours}
 
 
 def run(words: Sequence[object], settings: Mapping[str, object], within: float = 120) -> Sample:
