@@ -2,7 +2,7 @@
 
     python -m bench                           every row, on RabbitMQ 4.0 and 4.3; about an hour
     python -m bench --rows S1,S3 --pairs 5    these rows
-    python -m bench --quick                   a quarter of the messages, three rounds: to look
+    python -m bench --quick                   a quarter of the messages, three rounds: for a look
 
 Each round runs every contestant once; figures are medians over the rounds, and ratios are taken
 round by round. It writes bench/results.md and bench/results.svg from bench/results.json, in which
@@ -12,10 +12,12 @@ the rows that are not run keep what they had.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from bench import report, tools
@@ -66,6 +68,7 @@ def on_sqlite(world: World) -> Iterator[Contest]:
 
 def main() -> None:
     given = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped
     theirs, client = tools.rivals_python(say), tools.c_client(say)
     results = report.Results(given.results)
     results.note_machine(tools.versions(theirs))
@@ -84,12 +87,13 @@ def main() -> None:
 
         run(on_sqlite(world("SQLite", "")), "SQLite")
         if set(given.rows) - {"S7"}:
-            for url, server in brokers(given):
-                run(on_rabbitmq(world(server, url)), server)
+            with contextlib.closing(brokers(given)) as servers:
+                for url, server in servers:
+                    run(on_rabbitmq(world(server, url)), server)
     say(f"written: {', '.join(str(path) for path in results.write())}")
 
 
-def brokers(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def brokers(given: argparse.Namespace) -> Generator[tuple[str, str], None, None]:
     """One after the other: its URL, and what it is called in the table."""
     from tests.integration.broker import Broker
     from tests.integration.supply import Supply, Wanted

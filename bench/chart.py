@@ -47,11 +47,14 @@ def chosen(results: list[Result]) -> Iterator[Result]:
     """Those that are drawn, on the newest server that there is of each."""
     newest: dict[tuple[str, str], Result] = {}
     for result in results:  # sorted by row and server
-        if result.row in PANELS and result.figures[0]["name"] == "rate":
+        if result.row in PANELS and others(result) and "prefetch 100," not in result.title:
             newest[result.row, result.title] = result
-    for result in newest.values():
-        if bars(result) and len(result.samples) > 1:
-            yield result
+    yield from newest.values()
+
+
+def others(result: Result) -> list[str]:
+    """Whom we are compared with, as far as they were measured."""
+    return [name for name, _ in bars(result) if not name.startswith(("workqueue", "send"))]
 
 
 def bars(result: Result) -> list[tuple[str, list[float]]]:
@@ -69,7 +72,7 @@ def panel(result: Result, top: int) -> Iterator[str]:
     for number, (name, values) in enumerate(bars(result)):
         y = top + TITLE + number * (BAR + GAP)
         median = result.median(name, "rate") or 0.0
-        kind = "bar ours" if name.startswith(("workqueue", "send")) else "bar"
+        kind = "bar ours" if name.startswith("workqueue") else "bar"
         middle = y + BAR / 2
         yield f'<text x="{NAMES - 8}" y="{y + 12}" text-anchor="end">{escape(name)}</text>'
         yield (
@@ -87,7 +90,7 @@ def panel(result: Result, top: int) -> Iterator[str]:
 def headline(result: Result) -> str:
     """The row's name, and what sets this contest apart in it."""
     title = PANELS[result.row]
-    for apart in ("prefetch 1000", "prefetch 100", "classic queue", "quorum queue"):
+    for apart in ("prefetch 1000", "classic queue", "quorum queue"):
         if apart in result.title and apart not in title:
             return f"{result.row} {title}, {apart}"
     return f"{result.row} {result.title}" if result.row == "S7" else f"{result.row} {title}"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from workqueue import WorkqueueError
+
 Sample = dict[str, float]
 """What one run of one contestant gave: figures by name, such as rate and cpu_us."""
 
@@ -137,7 +139,7 @@ def attempt(entry: Entry, result: Result, say: Say) -> Sample | None:
         return None
     try:
         return entry.run()
-    except Failed as error:
+    except (Failed, WorkqueueError) as error:
         result.failures[entry.name] = str(error)
         say(f"    {entry.name} failed, and is left out: {error}")
         return None

@@ -36,14 +36,12 @@ class Results:
         key = (result.row, result.title, result.server)
         others = [one for one in self.contests if (one.row, one.title, one.server) != key]
         self.contests = sorted([*others, result], key=lambda one: (int(one.row[1:]), one.server))
-        self.save()
-
-    def save(self) -> None:
-        stored = {"machine": self.machine, "contests": [asdict(one) for one in self.contests]}
-        self.path.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+        self.write()
 
     def write(self) -> list[Path]:
-        self.save()
+        """All three files, after each contest: a run broken off has not been for nothing."""
+        stored = {"machine": self.machine, "contests": [asdict(one) for one in self.contests]}
+        self.path.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
         table, picture = self.path.with_suffix(".md"), self.path.with_suffix(".svg")
         table.write_text("\n".join(self.page()) + "\n")
         picture.write_text(chart.draw(self.contests))
