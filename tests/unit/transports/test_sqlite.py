@@ -600,6 +600,25 @@ def test_a_full_disk_fails_the_sender(
     assert transport.stats("q").ready == 1
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_batch(
+    transport: SQLiteTransport, sender: SQLitePublisher
+) -> None:
+    """What is stored is sent; what is not is named, with the reason, and nothing is both."""
+    sender.database.connection.execute("PRAGMA max_page_count = 400").fetchall()
+    batch = [message(b"%d" % n + b" " * 1_000) for n in range(publisher.PART * 4)]
+    with pytest.raises(NotSent, match="the disk is full") as caught:
+        sender.publish("q", batch, PATIENCE)
+    failed = [failed for failed, _ in caught.value.failures]
+    stored = len(batch) - len(failed)
+    assert publisher.PART <= stored < len(batch)
+    assert caught.value.sent == stored
+    assert {type(cause) for _, cause in caught.value.failures} == {Refused}
+    assert failed == batch[stored:]
+    with closing(transport.consumer("q", 0)) as worker:
+        assert bodies(take(worker, stored)) == [sent.body for sent in batch[:stored]]
+        assert worker.receive(1, 0) == []
+
+
 def test_on_a_full_disk_a_worker_waits(
     transport: SQLiteTransport,
     sender: SQLitePublisher,

@@ -1,13 +1,20 @@
-"""Sending: one transaction a call."""
+"""Sending: what one call sends is on the disk when it returns."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from workqueue.errors import ConnectionLost, NotSent, QueueFull, StorageError, Unroutable
+from workqueue.errors import (
+    ConnectionLost,
+    NotSent,
+    QueueFull,
+    Refused,
+    StorageError,
+    Unroutable,
+)
 from workqueue.message import Message
 from workqueue.transports.sqlite import rows, store
 from workqueue.transports.sqlite.address import Address
@@ -20,6 +27,11 @@ acknowledge, and all that is done would be done again."""
 SPACE_STEP = 1024 * 1024
 SPACE_PAUSE = 0.1
 """After so many bytes sent, and after so many seconds, it is looked again how much is free."""
+
+PART = 500
+PART_BYTES = 1024 * 1024
+"""Messages and bytes in one transaction, about: who else wants the file waits for milliseconds,
+not for the whole of a large batch."""
 
 ROOM_FOR_COPIES = 64 * 1024
 """Bytes that a retry or a dead letter may add to a message, which must still fit a row then."""
@@ -44,16 +56,33 @@ class SQLitePublisher:
             raise ConnectionLost("this publisher is closed")
         if not messages:
             return
-        largest = store.largest_row(self.database.connection) - ROOM_FOR_COPIES
-        packed, causes = rows.pack_all(messages, largest)
-        self.check_space(packed)
-        with self.database.transaction(timeout) as connection:
-            causes |= store_all(connection, queue, packed)
+        deadline = time.monotonic() + timeout
+        causes: dict[int, NotSent] = {}
+        stored = 0
+        try:
+            for part in parts(messages):
+                failed = self.store(queue, part, deadline - time.monotonic())
+                causes |= {stored + index: cause for index, cause in failed.items()}
+                stored += len(part)
+        except StorageError as error:
+            if not stored:
+                raise
+            causes |= {index: Refused(str(error)) for index in range(stored, len(messages))}
+        with self.database.errors():
+            self.database.flush()
         self.database.check_identity()
         if causes:
             failures = [(messages[index], causes[index]) for index in sorted(causes)]
             sent = len(messages) - len(failures)
             raise NotSent(str(failures[0][1]), failures=failures, sent=sent)
+
+    def store(self, queue: str, messages: Sequence[Message], patience: float) -> dict[int, NotSent]:
+        """As many as the queue takes are in it, though not yet on the disk; causes for others."""
+        largest = store.largest_row(self.database.connection) - ROOM_FOR_COPIES
+        packed, causes = rows.pack_all(messages, largest)
+        self.check_space(packed)
+        with self.database.transaction(patience, flush=False) as connection:
+            return causes | store_all(connection, queue, packed)
 
     def check_space(self, packed: dict[int, rows.Parcel]) -> None:
         self.look_before -= sum(parcel.size for parcel in packed.values())
@@ -74,10 +103,20 @@ class SQLitePublisher:
         self.database.close()
 
 
+def parts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """`messages`, in runs that are stored quickly."""
+    start = size = 0
+    for index, message in enumerate(messages):
+        if index - start == PART or size > PART_BYTES:
+            yield messages[start:index]
+            start, size = index, 0
+        size += len(message.body)
+    yield messages[start:]
+
+
 def store_all(
     connection: sqlite3.Connection, name: str, packed: dict[int, rows.Parcel]
 ) -> dict[int, NotSent]:
-    """As many as the queue takes are in it; causes for the others."""
     queue = store.find_queue(connection, name)
     if queue is None:
         return {index: Unroutable(f"queue {name} does not exist") for index in packed}
