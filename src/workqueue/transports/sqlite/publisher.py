@@ -47,6 +47,7 @@ class SQLitePublisher:
     def __init__(self, address: Address) -> None:
         self.database = Database(address)
         self.folder = self.database.path.parent
+        self.queue: store.QueueRow | None = None
         self.look_after = 0.0
         self.look_before = 0
         self.closed = False
@@ -82,7 +83,24 @@ class SQLitePublisher:
         packed, causes = rows.pack_all(messages, largest)
         self.check_space(packed)
         with self.database.transaction(patience, flush=False) as connection:
-            return causes | store_all(connection, queue, packed)
+            return causes | self.put(connection, queue, packed)
+
+    def put(
+        self, connection: sqlite3.Connection, name: str, packed: dict[int, rows.Parcel]
+    ) -> dict[int, NotSent]:
+        """Into the queue as it was last time, which is a look less, if it still is like that."""
+        parcels = list(packed.values())
+        queue, now = self.queue, time.time()
+        if queue and queue.name == name and store.put(connection, queue, parcels, now, sent=True):
+            return {}
+        self.queue = queue = store.find_queue(connection, name)
+        if queue is None:
+            return {index: Unroutable(f"queue {name} does not exist") for index in packed}
+        if queue.max_length is not None:
+            self.queue = None  # how much room there is must be looked at each time
+        placed, refused = in_bounds(queue, packed)
+        store.put(connection, queue, placed, now, sent=True)
+        return refused
 
     def check_space(self, packed: dict[int, rows.Parcel]) -> None:
         self.look_before -= sum(parcel.size for parcel in packed.values())
@@ -114,19 +132,8 @@ def parts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     yield messages[start:]
 
 
-def store_all(
-    connection: sqlite3.Connection, name: str, packed: dict[int, rows.Parcel]
-) -> dict[int, NotSent]:
-    queue = store.find_queue(connection, name)
-    if queue is None:
-        return {index: Unroutable(f"queue {name} does not exist") for index in packed}
-    placed, refused = in_bounds(queue, packed, name)
-    store.put(connection, queue, placed, time.time(), sent=True)
-    return refused
-
-
 def in_bounds(
-    queue: store.QueueRow, packed: dict[int, rows.Parcel], name: str
+    queue: store.QueueRow, packed: dict[int, rows.Parcel]
 ) -> tuple[list[rows.Parcel], dict[int, NotSent]]:
     """The parcels that the queue has room for, and a cause for each of the others."""
     placed = list(packed.values())
@@ -134,4 +141,4 @@ def in_bounds(
         return placed, {}
     room = max(0, queue.max_length - queue.ready)
     refused = list(packed)[room:]
-    return placed[:room], {i: QueueFull(f"queue {name} is full") for i in refused}
+    return placed[:room], {i: QueueFull(f"queue {queue.name} is full") for i in refused}

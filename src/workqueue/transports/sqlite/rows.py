@@ -45,7 +45,8 @@ def pack(message: Message, largest: int) -> Parcel:
     )
     try:
         headers = pack_headers(message.headers)
-        length = len("".join(filter(None, texts)).encode())
+        text = "".join(filter(None, texts))
+        length = len(text) if text.isascii() else len(text.encode())
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refused(f"a value of message {message.id!a} cannot be stored: {error}") from error
     if not -(2**63) <= message.priority < 2**63:

@@ -16,7 +16,12 @@ from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
 DEFAULT_TYPE: QueueType = "quorum"
 """By name only: a program gets the same QueueMismatch here as on RabbitMQ."""
 
-FIND_QUEUE = "SELECT id, type, max_length, ttl, ready FROM queues WHERE name = ?"
+FIND_QUEUE = "SELECT id, name, type, max_length, ttl, ready FROM queues WHERE name = ?"
+
+COUNT_PUT = """
+UPDATE queues SET ready = ready + ?, delayed = delayed + ?, sent = sent + ?
+WHERE id = ? AND max_length IS ? AND ttl IS ?
+"""
 
 INSERT = """
 INSERT INTO messages (
@@ -116,6 +121,7 @@ class QueueRow:
     """A queue as it is now."""
 
     id: int
+    name: str
     type: QueueType
     max_length: int | None
     ttl: float | None
@@ -197,13 +203,19 @@ def put(
     now: float,
     *,
     sent: bool = False,
-) -> None:
-    """`sent` says that a sender put them here, not one of us."""
+) -> bool:
+    """False, and nothing is put, if the queue is not there any more or has other parameters.
+
+    `sent` says that a sender put them here, not one of us.
+    """
+    delayed = sum(parcel.delay > 0 for parcel in parcels)
+    ready, new = len(parcels) - delayed, len(parcels) if sent else 0
+    counts = (ready, delayed, new, queue.id, queue.max_length, queue.ttl)
+    if not connection.execute(COUNT_PUT, counts).rowcount:
+        return False
     rows = [(queue.id, *times(queue, delay, ttl, now), *row) for row, _, delay, ttl in parcels]
     connection.executemany(INSERT, rows)
-    delayed = sum(row[2] is not None for row in rows)
-    new = len(parcels) if sent else 0
-    count(connection, queue.id, ready=len(parcels) - delayed, delayed=delayed, sent=new)
+    return True
 
 
 def times(
