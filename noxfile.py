@@ -33,11 +33,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy, strictly; also that what must be refused in tests/typing is."""
+    """mypy, strictly; and, with pyright as well, that what must be refused in tests/typing is."""
     session.install("-e", ".[types]", *(word for path in PLUGINS for word in ("-e", f"./{path}")))
     session.run("mypy", *(session.posargs or ["src", "tests/typing", "dev"]))
     for path in PLUGINS:
         session.run("mypy", f"{path}/src")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
 
 @nox.session(python=PYTHONS)

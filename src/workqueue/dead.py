@@ -25,11 +25,12 @@ from workqueue.transports.copies import (
     FAILURES,
     ORIGIN,
     REASON,
+    WORKER,
     attempt_of,
     without_brokers_own,
 )
 
-OURS = frozenset({DEAD_AT, DEATHS, ERROR, EXPIRES_AT, FAILURES, ORIGIN, REASON})
+OURS = frozenset({DEAD_AT, DEATHS, ERROR, EXPIRES_AT, FAILURES, ORIGIN, REASON, WORKER})
 """Headers about a message's life, which a message that is sent again begins anew."""
 
 BATCH = 100
@@ -55,7 +56,8 @@ class DeadLetter:
     """A message that was set aside from `queue`, with what is known of its end.
 
     `attempt` is how often it was tried, `reason` one line, `error` the end of a traceback or of a
-    command's stderr, `dead_at` the time in seconds since 1970. `message` is as it would be sent
+    command's stderr, `dead_at` the time in seconds since 1970, `worker` the HOST:PID that set it
+    aside, if it was one of ours. `message` is as it would be sent
     again: the same id, body, properties and headers, without what its life has added to them.
     """
 
@@ -65,6 +67,7 @@ class DeadLetter:
     reason: str
     error: str
     dead_at: float | None
+    worker: str | None = None
 
     @property
     def id(self) -> str | None:
@@ -90,14 +93,20 @@ class DeadLetters:
 
         Raises QueueNotFound.
         """
+        if not self.exist():
+            return
         found = 0
-        with closing(self.lend(0)) as consumer:
+        missing = set(ids)
+        with closing(self.transport.consumer(self.name, 0)) as consumer:
             for batch in self.batches(consumer):
                 for _, letter in chosen(batch, ids, error):
                     yield letter
                     found += 1
-                    if found == limit or (ids and found == len(ids)):
+                    if found == limit:
                         return
+                    missing.discard(letter.id or "")
+                if ids and not missing:
+                    return
 
     def requeue(
         self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
@@ -138,44 +147,60 @@ class DeadLetters:
 
     # -- over the seam
 
-    def lend(self, prefetch: int) -> Consumer:
+    def exist(self) -> bool:
+        """Whether there can be any: a queue of others, or a dead-letter queue, may have no
+        dead-letter queue of its own. Raises QueueNotFound if the queue is not there either."""
         try:
-            return self.transport.consumer(self.name, prefetch)
+            self.transport.stats(self.name)
         except QueueNotFound:
-            self.transport.stats(self.queue)  # raises for a queue that is not there either
-            raise
+            self.transport.stats(self.queue)
+            return False
+        return True
 
     def each_batch(
         self, ids: Collection[str], error: str | None, limit: int | None
     ) -> Iterator[tuple[Consumer, Sequence[tuple[Delivery, DeadLetter]]]]:
         """The chosen ones in batches, to be settled by the caller. All others are handed back at
         the end: while they are out, they do not come round again."""
+        if not self.exist():
+            return
         left = limit
-        with closing(self.lend(0 if ids or error else BATCH)) as consumer:
-            for batch in self.batches(consumer):
+        taken: set[str | None] = set()
+        prefetch = 0 if ids or error else BATCH
+        with closing(self.transport.consumer(self.name, prefetch)) as consumer:
+            for batch in self.batches(consumer, taken):
                 letters = chosen(batch, ids, error)[:left]
                 if letters:
                     yield consumer, letters
+                taken.update(letter.id for _, letter in letters if letter.id)
                 if left is not None:
                     left -= len(letters)
                     if left <= 0:
                         break
             finish(consumer)
 
-    def batches(self, consumer: Consumer) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
-        """All that was there at the beginning: what dies meanwhile is for another time."""
+    def batches(
+        self, consumer: Consumer, taken: Collection[str | None] = ()
+    ) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
+        """All that was there at the beginning. What dies meanwhile is for another time: what has
+        an id that was `taken` before, and, of what comes after as many as there were, what died
+        later. Their times alone do not tell: they are of other machines' clocks."""
         began = time.time()
-        expected = self.transport.stats(self.name).ready
+        expected = self.transport.stats(self.name).ready or 0
         seen, last = 0, time.monotonic()
         while time.monotonic() - last < QUIET:
             deliveries = consumer.receive(BATCH, 0.1)
             if deliveries:
                 last = time.monotonic()
-            read = [(delivery, read_letter(delivery)) for delivery in deliveries]
-            batch = [pair for pair in read if (pair[1].dead_at or 0) <= began + 1]
+            batch = []
+            for delivery in deliveries:
+                letter = read_letter(delivery)
+                late = seen >= expected and (letter.dead_at or 0) > began + 1
+                if not late and letter.id not in taken:
+                    batch.append((delivery, letter))
+                    seen += 1
             if batch:
                 yield batch
-            seen += len(deliveries)
             if expected and seen >= expected and not deliveries:
                 return
 
@@ -221,6 +246,7 @@ def read_letter(delivery: Delivery) -> DeadLetter:
         reason=reason,
         error=text_in(headers, ERROR),
         dead_at=moment_of(headers.get(DEAD_AT, broker_says.get("time"))),
+        worker=text_in(headers, WORKER) or None,
     )
 
 

@@ -41,10 +41,12 @@ if TYPE_CHECKING:
 class WorkqueueError(Exception):
     """Root of every error this package raises on purpose.
 
-    `hint`, where there is one, is what the user can do about it, in one line.
+    `hint`, where there is one, is what the user can do about it, in one line; `command` what to
+    type next.
     """
 
     hint: str = ""
+    command: str = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

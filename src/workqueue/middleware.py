@@ -21,6 +21,7 @@ from workqueue import registry
 from workqueue.errors import ConfigError, Unsupported
 
 if TYPE_CHECKING:
+    from workqueue.errors import ConsumerLost
     from workqueue.message import Delivery, Job, Message
     from workqueue.transport import Outcome
     from workqueue.worker import Worker
@@ -55,6 +56,9 @@ class Middleware:
 
     def settled(self, outcome: Outcome, seconds: float) -> None:
         """It is decided what becomes of a task that was begun `seconds` ago."""
+
+    def lost(self, error: ConsumerLost) -> None:
+        """The connection to the queue is gone, with all that ran; the worker makes another."""
 
     def stopped(self) -> None:
         """The worker's run is over."""

@@ -470,7 +470,7 @@ class Shift:
         for middleware in self.worker.middleware:
             middleware.stopped()
 
-    def tell(self, what: Literal["begun", "settled"], *news: Any) -> None:
+    def tell(self, what: Literal["begun", "settled", "lost"], *news: Any) -> None:
         """Plugins are told, and do no harm."""
         for middleware in self.worker.middleware:
             try:
@@ -542,6 +542,7 @@ class Shift:
 
     def lose_all(self, error: ConsumerLost) -> None:
         log.warning("%s; %d running tasks may be done twice", error, len(self.running))
+        self.tell("lost", error)
         self.lose(list(self.running))
         self.suspects.clear()
         consumer, self.consumer = self.consumer, None

@@ -427,12 +427,15 @@ def test_dead_letters(shell: Shell) -> None:
     letters = shell("dead", "list", "q", "--json").json
     assert [letter["body"] for letter in letters] == ["a", "b", "c"]
     keys = {"id", "queue", "body", "headers", "type", "attempt", "reason", "error", "dead_at"}
-    assert keys <= set(letters[0])
+    assert keys | {"sent_at", "worker"} <= set(letters[0])
     assert letters[0]["reason"] == "the command exited with status 1: no a"
     assert len(shell("dead", "list", "q", "--error", "no b", "--json").json) == 1
     assert len(shell("dead", "list", "q", "--limit", "2", "--json").json) == 2
     assert "no a" in shell("dead", "show", "q", letters[0]["id"]).out
-    is_error(shell("dead", "show", "q", "nosuch"), 1, "no dead letter nosuch")
+    assert len(shell("dead", "show", "q", "--error", "no b", "--json").json) == 1
+    assert len(shell("dead", "show", "q", "--all", "--json").json) == 3
+    is_error(shell("dead", "show", "q"), 2, "say which")
+    is_error(shell("dead", "show", "q", "nosuch"), 1, "no dead letter nosuch", "dead list q")
     is_error(shell("dead", "requeue", "q"), 2, "--all")
     is_error(shell("dead", "requeue", "q", "x", "--all"), 2, "contradict")
     assert len(shell("dead", "requeue", "q", "--all", "--dry-run", "--json").json) == 3
@@ -445,6 +448,7 @@ def test_dead_letters(shell: Shell) -> None:
     assert [line["body"] for line in shell("dead", "list", "q", "--json").json] == ["c"]
     assert "nothing to do" in shell("dead", "requeue", "q", "--error", "nosuch").err
     is_error(shell("dead", "list", "nosuch"), 1)
+    assert shell("dead", "list", "q.dead", "--json").json == []
 
 
 # -- streams -----------------------------------------------------------------------------------

@@ -80,7 +80,9 @@ def test_many_are_sent_in_one_go(queue: Queue) -> None:
     """A middleware sees batches: it costs no confirm of its own for each message."""
     diary = Diary()
     Producer(queue, middleware=[diary]).send_many(range(1500))
-    assert diary.pages[0] == "sending 1000 to jobs"
+    batches = [int(page.split()[1]) for page in diary.pages if page.startswith("sending")]
+    assert sum(batches) == 1500
+    assert len(batches) < 50  # a slow machine cuts some short
 
 
 def test_what_is_sent_may_be_changed(queue: Queue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import socket
 import threading
 import urllib.request
@@ -12,10 +13,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from workqueue_prometheus import PrometheusMiddleware
 
+import workqueue
 from workqueue import (
     Broker,
     ConfigError,
     Job,
+    Message,
     NotSent,
     Producer,
     Queue,
@@ -23,8 +26,10 @@ from workqueue import (
     RetryPolicy,
     Worker,
 )
+from workqueue.errors import BrokerBlocked
 from workqueue.middleware import load_middleware
-from workqueue.testing import eventually
+from workqueue.testing import FaultyTransport, eventually
+from workqueue.testing.faulty import Fault
 from workqueue.transports.memory import MemoryTransport
 
 
@@ -67,7 +72,8 @@ def test_what_a_scraper_sees(queue: Queue, port: int) -> None:
     registry = CollectorRegistry()
     plugin = PrometheusMiddleware(port=port, registry=registry)
     producer = Producer(queue, middleware=[plugin])
-    producer.send_many(["good", "good", "again"])
+    for payload in ("good", "good", "again"):
+        producer.send(payload)
     producer.send("bad", type="invoice")
     worker = Worker(queue, handle, concurrency=2, middleware=[plugin])
     thread = threading.Thread(target=worker.run)
@@ -86,7 +92,7 @@ def test_what_a_scraper_sees(queue: Queue, port: int) -> None:
     assert scrape("messages_finished_total", **{**done, "outcome": "retry"}) == 1
     assert scrape("process_duration_seconds_count", **done) == 3
     assert scrape("wait_seconds_count", queue="jobs") == 4
-    assert scrape("send_duration_seconds_count", queue="jobs") == 2
+    assert scrape("send_duration_seconds_count", queue="jobs") == 4
     assert scrape("in_progress_messages", queue="jobs") == 0
     assert scrape("queue_messages", queue="jobs", state="ready") == 0
     assert scrape("queue_messages", queue="jobs", state="dead") == 1
@@ -94,6 +100,9 @@ def test_what_a_scraper_sees(queue: Queue, port: int) -> None:
     assert scrape("queue_oldest_ready_seconds", queue="jobs") is None
     assert scrape("worker_slots", state="free") == 2
     assert scrape("broker_connected") == 1
+    assert scrape("broker_blocked") == 0
+    here = {"version": workqueue.__version__, "python": platform.python_version()}
+    assert scrape("build_info", driver="memory", **here) == 1
     assert scrape.types["workqueue_messages_finished"] == "counter"
     with pytest.raises(OSError, match="refused"):
         Scrape(port)
@@ -112,6 +121,50 @@ def test_what_was_not_sent_is_counted(queue: Queue) -> None:
     name = "workqueue_messages_sent_total"
     assert registry.get_sample_value(name, {"queue": "full", "outcome": "confirmed"}) == 1
     assert registry.get_sample_value(name, {"queue": "full", "outcome": "refused"}) == 2
+
+
+def test_a_broker_that_takes_nothing(queue: Queue) -> None:
+    """Until it takes something again."""
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=0, registry=registry)
+    message = Message(body=b"", id="a")
+
+    def blocked(_: object) -> None:
+        raise NotSent("no", failures=[(message, BrokerBlocked("memory alarm"))])
+
+    with pytest.raises(NotSent):
+        plugin.send("jobs", [message], blocked)
+    assert registry.get_sample_value("workqueue_broker_blocked") == 1
+    plugin.send("jobs", [message], lambda _: None)
+    assert registry.get_sample_value("workqueue_broker_blocked") == 0
+
+
+def test_a_lost_connection(queue: Queue) -> None:
+    """It is counted; the slot of the task that is lost is free once the task ends."""
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=0, registry=registry)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Job[Any]) -> None:
+        begun.set()
+        go_on.wait(20)
+
+    Producer(queue).send("x")
+    faulty = FaultyTransport(queue.transport, Fault("receive", 2))
+    worker = Worker(Broker(faulty).queue("jobs"), hold, middleware=[plugin])
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    begun.wait(20)
+    name, reason = "workqueue_broker_reconnects_total", {"reason": "ConsumerLost"}
+    eventually(lambda: registry.get_sample_value(name, reason) == 1, within=20)
+    assert registry.get_sample_value("workqueue_worker_slots", {"state": "busy"}) == 1
+    assert registry.get_sample_value("workqueue_in_progress_messages", {"queue": "jobs"}) == 1
+    go_on.set()
+    eventually(lambda: queue.stats().done == 1, within=20)
+    free = {"state": "free"}
+    eventually(lambda: registry.get_sample_value("workqueue_worker_slots", free) == 1, within=20)
+    worker.stop()
+    thread.join(20)
 
 
 def test_workers_share_a_registry(queue: Queue) -> None:

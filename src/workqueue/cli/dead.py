@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable
 from typing import Annotated
@@ -59,12 +60,18 @@ def dead_list(
     print_table(columns, [row(letter) for letter in letters])
 
 
-def dead_show(session: Session, queue: QueueName, ids: Ids = None) -> None:
-    """All that is known of the dead letters with these IDs, tracebacks too."""
-    if not ids:
-        raise typer.BadParameter("name the letters to show: workqueue dead list shows their ids")
+def dead_show(
+    session: Session,
+    queue: QueueName,
+    ids: Ids = None,
+    all: All = False,
+    error: WithError = None,
+    limit: Limit = None,
+) -> None:
+    """All that is known of dead letters of QUEUE, tracebacks too."""
+    check_chosen("show", queue, ids, all, error)
     with session.connect() as broker:
-        letters = list(broker.queue(queue).dead.letters(ids=ids))
+        letters = list(broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit))
     check_found(queue, ids, letters)
     for letter in letters:
         if session.json:
@@ -114,7 +121,9 @@ def dead_drop(
         if dry_run:
             tell_dry_run(session, "would be dropped", dead, ids, error, limit)
             return
-        which = f"{len(ids)} dead letters" if ids else "dead letters, all that match,"
+        which = counted(len(ids)) if ids else "all dead letters" if all else "the dead letters"
+        which += f" with {error!r}" if error else ""
+        which += f", {limit:,} at most," if limit else ""
         confirm(f"drop {which} of {queue}", yes)
         done = dead.drop(ids=ids or (), error=error, limit=limit)
     report(session, queue, "dropped", done, ids)
@@ -140,7 +149,9 @@ def check_found(queue: str, ids: list[str] | None, found: Iterable[DeadLetter]) 
 
 def not_there(queue: str, missing: set[str]) -> WorkqueueError:
     named = ", ".join(sorted(missing)[:3]) + (" …" if len(missing) > 3 else "")
-    return WorkqueueError(f"queue {queue} has no dead letter {named}")
+    error = WorkqueueError(f"queue {queue} has no dead letter {named}")
+    error.command = f"workqueue dead list {shlex.quote(queue)}"
+    return error
 
 
 def tell_dry_run(
@@ -167,12 +178,16 @@ def report(
     if session.json:
         print_json({"queue": queue, verb: len(done)})
     if done or ids:
-        session.say(f"{verb} {len(done):,} dead letters of {queue}")
+        session.say(f"{verb} {counted(len(done))} of {queue}")
     else:
         session.say(f"nothing to do: no dead letter of {queue} matches")
     missing = set(ids or ()) - set(done)
     if missing:
         raise not_there(queue, missing)
+
+
+def counted(number: int) -> str:
+    return "1 dead letter" if number == 1 else f"{number:,} dead letters"
 
 
 def row(letter: DeadLetter) -> tuple[object, ...]:
@@ -199,6 +214,7 @@ def print_letter(letter: DeadLetter) -> None:
         "priority": message.priority,
         "sent": local_time(message.sent_at),
         "dead": local_time(letter.dead_at),
+        "worker": letter.worker,
         "attempts": letter.attempt,
         "reason": letter.reason,
         **{f"header {name}": value for name, value in message.headers.items()},

@@ -61,7 +61,9 @@ def letter_record(letter: DeadLetter) -> dict[str, Any]:
         "attempt": letter.attempt,
         "reason": letter.reason,
         "error": letter.error,
+        "sent_at": letter.message.sent_at,
         "dead_at": letter.dead_at,
+        "worker": letter.worker,
     }
 
 

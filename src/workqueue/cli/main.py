@@ -162,6 +162,8 @@ def command_in(arguments: list[str]) -> str:
 
 def next_command(error: WorkqueueError, arguments: list[str]) -> str:
     """What to type next: the command that shows more, or the one that mends it."""
+    if error.command:
+        return error.command
     match error:
         case QueueMismatch():
             return migration(error)

@@ -7,6 +7,7 @@ is an ordinary message that can be sent again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ REASON = "workqueue-reason"
 ERROR = "workqueue-error"
 DEAD_AT = "workqueue-dead-at"
 ORIGIN = "workqueue-queue"
+WORKER = "workqueue-worker"
 DEATHS = "workqueue-deaths"
 
 LONGEST_REASON = 1_000
@@ -51,18 +53,28 @@ def retry_copy(delivery: Delivery, delay: float = 0.0, *, failed: bool = True) -
     return replace(copy_with(delivery.message, headers), delay=delay)
 
 
-def dead_copy(delivery: Delivery, reason: str, error: str, at: float) -> Message:
-    """The message as it lies in the dead-letter queue. `at` is in seconds since 1970."""
+def dead_copy(
+    delivery: Delivery, reason: str, error: str, at: float, worker: str | None = None
+) -> Message:
+    """The message as it lies in the dead-letter queue. `at` is in seconds since 1970; `worker` set
+    it aside, if it was one."""
     headers = without_brokers_own(delivery.message.headers)
     headers[FAILURES] = delivery.attempt
     headers[REASON] = reason[:LONGEST_REASON]
     headers[DEAD_AT] = at
     headers[ORIGIN] = delivery.queue
-    headers.pop(ERROR, None)
-    headers.pop(DEATHS, None)
+    for stale in (ERROR, DEATHS, WORKER):
+        headers.pop(stale, None)
+    if worker:
+        headers[WORKER] = worker
     if error:
         headers[ERROR] = error[-LONGEST_ERROR:]
     return copy_with(delivery.message, headers)
+
+
+def this_worker() -> str:
+    """This process, as people find it: HOST:PID."""
+    return f"{os.uname().nodename}:{os.getpid()}"
 
 
 def survivor_copy(delivery: Delivery) -> Message:

@@ -40,7 +40,7 @@ from workqueue.transport import (
     Retry,
     State,
 )
-from workqueue.transports.copies import attempt_of, dead_copy, retry_copy
+from workqueue.transports.copies import attempt_of, dead_copy, retry_copy, this_worker
 
 
 @dataclass(order=True, slots=True)
@@ -89,10 +89,10 @@ class Store:
         entry = Entry(rank, structs.replace(message, delay=0.0, ttl=None), since, expires_at)
         heapq.heappush(shelf.delayed if message.delay > 0 else shelf.ready, entry)
 
-    def bury(self, delivery: Delivery, reason: str, error: str) -> None:
+    def bury(self, delivery: Delivery, reason: str, error: str, worker: str | None = None) -> None:
         name = delivery.queue + DEAD_SUFFIX
         dead = self.shelves.setdefault(name, Shelf(QueueSpec(name=name, type="quorum")))
-        self.put(dead, dead_copy(delivery, reason, error, self.clock()))
+        self.put(dead, dead_copy(delivery, reason, error, self.clock(), worker))
 
     def keep_time(self, shelf: Shelf) -> None:
         """What has waited for its time is ready; what has waited too long is a dead letter."""
@@ -311,7 +311,7 @@ class MemoryConsumer:
             case Retry(delivery, _, delay, failed):
                 self.store.put(self.shelf, retry_copy(delivery, delay, failed=failed))
             case Reject(delivery, reason, error):
-                self.store.bury(delivery, reason, error)
+                self.store.bury(delivery, reason, error, this_worker())
             case Ack(_):
                 self.shelf.done += 1
         del self.out[outcome.delivery]

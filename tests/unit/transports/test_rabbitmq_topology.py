@@ -8,6 +8,7 @@ import pytest
 
 from workqueue.transport import QueueSpec
 from workqueue.transports.rabbitmq.driver import differences
+from workqueue.transports.rabbitmq.priorities import shortfall
 from workqueue.transports.rabbitmq.publisher import sizes_in
 from workqueue.transports.rabbitmq.survey import Survey, learn
 from workqueue.transports.rabbitmq.topology import (
@@ -403,3 +404,24 @@ def test_a_queue_without_a_type_is_classic() -> None:
 def test_sizes_in_a_refusal(text: str, sizes: tuple[int, int]) -> None:
     """Size and limit, from the words of 4.x and of 3.x."""
     assert sizes_in(text) == sizes
+
+
+@pytest.mark.parametrize(
+    ("version", "arguments", "told"),
+    [
+        ("3.13.7", {"x-queue-type": "quorum"}, "know no priorities"),
+        ("4.0.5", {"x-queue-type": "quorum"}, "RabbitMQ 4.0.5 know two priorities"),
+        ("4.2.1", {"x-queue-type": "quorum"}, "know two priorities"),
+        ("4.3.6", {"x-queue-type": "quorum"}, None),
+        ("4.3.6", {"x-queue-type": "classic"}, "queue jobs was made without priorities"),
+        ("4.0.5", {"x-queue-type": "classic", "x-max-priority": 3}, "with 3 priorities"),
+        ("4.0.5", CLASSIC, None),
+        ("4.0.5", {"x-queue-type": "stream"}, None),
+        ("4.0.5", None, None),
+    ],
+)
+def test_what_priorities_are_worth(
+    version: str, arguments: dict[str, Any] | None, told: str | None
+) -> None:
+    found = shortfall(Survey("jobs", abilities(version), arguments), version)
+    assert found is None if told is None else told in str(found)

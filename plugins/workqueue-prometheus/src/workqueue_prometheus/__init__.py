@@ -21,7 +21,14 @@ from prometheus_client.registry import Collector
 
 import workqueue
 from workqueue import ConfigError, Message, Middleware, NotSent, Worker, WorkqueueError
-from workqueue.errors import QueueFull, Refused, TooLarge, Unroutable
+from workqueue.errors import (
+    BrokerBlocked,
+    ConsumerLost,
+    QueueFull,
+    Refused,
+    TooLarge,
+    Unroutable,
+)
 from workqueue.message import Delivery
 from workqueue.middleware import Sending
 from workqueue.queue import Queue
@@ -57,8 +64,9 @@ class Metrics:
         self.running = Gauge("in_progress_messages", "Running now.", ["queue"], **here)
         self.slots = Gauge("worker_slots", "Of this worker.", ["state"], **here)
         self.connected = Gauge("broker_connected", "Whether a worker is.", **here)
-        info = Gauge("build_info", "Always 1.", ["version", "python"], **here)
-        info.labels(workqueue.__version__, platform.python_version()).set(1)
+        self.blocked = Gauge("broker_blocked", "Whether it took no messages, last time.", **here)
+        self.reconnects = Counter("broker_reconnects", "Of workers.", ["reason"], **here)
+        self.info = Gauge("build_info", "Always 1.", ["version", "driver", "python"], **here)
 
 
 class QueueFigures(Collector):
@@ -129,8 +137,7 @@ class PrometheusMiddleware(Middleware):
         self.metrics = metrics_in(registry)
         self.server: tuple[Any, Thread] | None = None
         self.figures: QueueFigures | None = None
-        self.begun_count = 0
-        self.slots = 0
+        self.watched: list[Gauge] = []
 
     # -- sending
 
@@ -142,11 +149,15 @@ class PrometheusMiddleware(Middleware):
             call_next(messages)
         except NotSent as error:
             failures, kept = error.failures, error.sent
+            blocked = any(isinstance(cause, BrokerBlocked) for _, cause in failures)
+            self.metrics.blocked.set(float(blocked))
             raise
         except WorkqueueError:
             kept = 0
             self.metrics.sent.labels(queue, "timeout").inc(len(messages))
             raise
+        else:
+            self.metrics.blocked.set(0)
         finally:
             self.metrics.send_time.labels(queue).observe(time.perf_counter() - began)
             self.metrics.sent.labels(queue, "confirmed").inc(kept)
@@ -156,10 +167,9 @@ class PrometheusMiddleware(Middleware):
     # -- working
 
     def started(self, worker: Worker) -> None:
-        self.slots = worker.concurrency
-        self.metrics.slots.labels("busy").set(0)
-        self.metrics.slots.labels("free").set(self.slots)
-        self.metrics.connected.set_function(lambda: float(is_connected(worker)))
+        self.watch(worker)
+        driver = driver_of(worker.queue)
+        self.metrics.info.labels(workqueue.__version__, driver, platform.python_version()).set(1)
         self.figures = QueueFigures(worker.queue)
         self.registry.register(self.figures)
         if self.port:
@@ -171,11 +181,20 @@ class PrometheusMiddleware(Middleware):
                     hint="Choose another: WORKQUEUE_PROMETHEUS_PORT=9465, or 0 for none",
                 ) from error
 
+    def watch(self, worker: Worker) -> None:
+        """What is now is looked up when somebody scrapes: what a lost connection, or a lost task,
+        does to it needs no counting."""
+        running = self.metrics.running.labels(worker.queue.name)
+        busy, free = (self.metrics.slots.labels(state) for state in ("busy", "free"))
+        running.set_function(lambda: float(busy_slots(worker)))
+        busy.set_function(lambda: float(busy_slots(worker)))
+        free.set_function(lambda: float(worker.concurrency - busy_slots(worker)))
+        self.metrics.connected.set_function(lambda: float(is_connected(worker)))
+        self.watched = [running, busy, free, self.metrics.connected]
+
     def begun(self, delivery: Delivery) -> None:
         queue = delivery.queue
         self.metrics.received.labels(queue).inc()
-        self.metrics.running.labels(queue).inc()
-        self.count_slots(1)
         sent_at = delivery.message.sent_at
         if sent_at is not None and delivery.attempt == 1 and not delivery.redelivered:
             self.metrics.wait.labels(queue).observe(max(0.0, time.time() - sent_at))
@@ -185,11 +204,13 @@ class PrometheusMiddleware(Middleware):
         labels = (delivery.queue, delivery.message.type or "", OUTCOMES[type(outcome)])
         self.metrics.finished.labels(*labels).inc()
         self.metrics.run_time.labels(*labels).observe(seconds)
-        self.metrics.running.labels(delivery.queue).dec()
-        self.count_slots(-1)
+
+    def lost(self, error: ConsumerLost) -> None:
+        self.metrics.reconnects.labels(type(error.__cause__ or error).__name__).inc()
 
     def stopped(self) -> None:
-        self.metrics.connected.set_function(lambda: 0.0)
+        for gauge in self.watched:
+            gauge.set_function(lambda: 0.0)
         if self.figures is not None:
             self.registry.unregister(self.figures)
             self.figures = None
@@ -199,11 +220,6 @@ class PrometheusMiddleware(Middleware):
             server.server_close()
             thread.join()
             self.server = None
-
-    def count_slots(self, more: int) -> None:
-        self.begun_count += more
-        self.metrics.slots.labels("busy").set(self.begun_count)
-        self.metrics.slots.labels("free").set(self.slots - self.begun_count)
 
 
 def word_for(cause: NotSent) -> str:
@@ -215,8 +231,20 @@ def word_for(cause: NotSent) -> str:
     return "timeout"
 
 
+def busy_slots(worker: Worker) -> int:
+    """Lost tasks keep theirs until they end."""
+    shift = worker.shift
+    return 0 if shift is None else len(shift.running) + len(shift.lost)
+
+
 def is_connected(worker: Worker) -> bool:
     return worker.shift is not None and worker.shift.consumer is not None
+
+
+def driver_of(queue: Queue) -> str:
+    """The transport's module: sqlite, rabbitmq, memory, or a plugin's."""
+    module = type(queue.transport).__module__.removeprefix("workqueue.transports.")
+    return module.partition(".")[0]
 
 
 def port_in_environment() -> int:

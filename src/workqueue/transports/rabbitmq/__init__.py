@@ -7,6 +7,7 @@ Reading order, the way a message goes:
     wire        frames, to and from bytes: pure
     link        one connection: kombu's handshake and methods over our reads and writes
     confirms    which published message is safe: pure
+    priorities  what they are worth in a queue
     publisher   sends, in a window
     copier      publishes the copies that retries and dead letters make, beside a consumer
     consumer    lends deliveries and settles them

@@ -29,6 +29,7 @@ from workqueue.transports.copies import (
     dead_copy,
     retry_copy,
     survivor_copy,
+    this_worker,
 )
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.copier import Copier, Copy
@@ -270,7 +271,7 @@ class RabbitMQConsumer:
                     copy = retry_copy(delivery, delay, failed=failed)
                     self.copy(delivery, self.queue, copy)
                 case Reject(_, reason, error):
-                    copy = dead_copy(delivery, reason, error, time.time())
+                    copy = dead_copy(delivery, reason, error, time.time(), this_worker())
                     self.copy(delivery, self.queue + DEAD_SUFFIX, copy)
         self.write([lane.ack(sorted(tags)) for lane, tags in done.items()])
         self.write([lane.give_back(tags) for lane, tags in untouched.items()])

@@ -34,6 +34,7 @@ from workqueue.transports.rabbitmq.migration import (
     close_gate,
     open_gate,
 )
+from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
@@ -78,6 +79,7 @@ class RabbitMQTransport:
         self.address = address.parse(url)
         self.management = Management(management_url, self.address) if management_url else None
         self.delays = Delays(settle)
+        self.priorities = Priorities()
         self.warned: set[str] = set()
         self.warned_lock = threading.Lock()
 
@@ -160,7 +162,7 @@ class RabbitMQTransport:
 
     def publisher(self) -> RabbitMQPublisher:
         with unexpected_refusals():
-            return RabbitMQPublisher(self.address, self.delays)
+            return RabbitMQPublisher(self.address, self.delays, self.priorities)
 
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
         link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
@@ -186,11 +188,14 @@ class RabbitMQTransport:
 
     def warn_once(self, found: Survey, version: str) -> None:
         warning = found.warning(version)
+        if warning and not found.queue.endswith(DEAD_SUFFIX):  # dead letters are no long tasks
+            self.say_once(warning)
+
+    def say_once(self, warning: str) -> None:
         with self.warned_lock:
-            looked_at = found.queue.endswith(DEAD_SUFFIX)  # dead letters are no long tasks
-            if warning is None or looked_at or found.queue in self.warned:
+            if warning in self.warned:
                 return
-            self.warned.add(found.queue)
+            self.warned.add(warning)
         log.warning("%s", warning)
 
     def repair(self, queue: str) -> None:
@@ -207,8 +212,17 @@ class RabbitMQTransport:
                 dead: int | None = count(link, queue + DEAD_SUFFIX)[0]
             except QueueNotFound:
                 dead = 0
-        stats = QueueStats(ready=ready, dead=dead, consumers=consumers)
-        return self.management.complete(queue, stats) if self.management else stats
+        return self.completed(queue, QueueStats(ready=ready, dead=dead, consumers=consumers))
+
+    def completed(self, queue: str, stats: QueueStats) -> QueueStats:
+        """With what the management API tells, where there is one and it answers."""
+        if self.management is None:
+            return stats
+        try:
+            return self.management.complete(queue, stats)
+        except ConnectionLost as error:
+            self.say_once(f"{error}: what is in flight or delayed is not known")
+            return stats
 
     def queues(self) -> list[str]:
         if self.management is None:

@@ -17,12 +17,13 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
-from workqueue.message import Message
+from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.confirms import Confirms
 from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
+from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
 log = logging.getLogger("workqueue.rabbitmq")
@@ -58,12 +59,14 @@ class RabbitMQPublisher:
         self,
         address: Address,
         delays: Delays,
+        priorities: Priorities | None = None,
         *,
         exchange: str = EXCHANGE,
         role: str = "sender",
     ) -> None:
         self.exchange = exchange
         self.delays = delays
+        self.priorities = priorities
         self.size_limit = LARGEST
         self.blocked = False
         self.closed = False
@@ -188,6 +191,8 @@ class RabbitMQPublisher:
         try:
             if len(message.body) > self.size_limit:
                 raise wire.TooLong(too_large(len(message.body), self.size_limit))
+            if self.priorities and message.priority != DEFAULT_PRIORITY:
+                self.priorities.look(self.link, queue)
             if message.delay > 0:
                 exchange, key = self.delays.way(self.link, queue, message)
                 frame_max: int = self.link.wire.frame_max

@@ -74,6 +74,11 @@ class Abilities:
         expired in the other. Before, they have none; since 4.3 each level is looked at."""
         return (4, 0) <= self.version < (4, 3)
 
+    @property
+    def quorum_priorities(self) -> int:
+        """How many levels of priority quorum queues tell apart."""
+        return 32 if self.version >= (4, 3) else 2 if self.version >= (4, 0) else 1
+
     def takes_timeout(self, queue_type: str) -> bool:
         """Whether x-consumer-timeout may be given when a queue of this type is declared."""
         return queue_type == "quorum" or self.classic_has_timeout

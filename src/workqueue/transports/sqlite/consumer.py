@@ -22,7 +22,7 @@ from workqueue.errors import (
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
-from workqueue.transports.copies import attempt_of, retry_copy
+from workqueue.transports.copies import attempt_of, retry_copy, this_worker
 from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import Database, Unavailable
@@ -241,7 +241,7 @@ class SQLiteConsumer:
                     again.append(pack(copy, store.largest_row(connection)))
                 case Reject(delivery, reason, error):
                     gone.append(delivery.receipt)
-                    store.bury(connection, delivery, reason, error, now)
+                    store.bury(connection, delivery, reason, error, now, this_worker())
         if gone:
             store.forget(connection, self.queue_id, gone, done)
         if back:

@@ -264,10 +264,15 @@ def give_back(connection: sqlite3.Connection, queue: int, places: Iterable[int])
 
 
 def bury(
-    connection: sqlite3.Connection, delivery: Delivery, reason: str, error: str, now: float
+    connection: sqlite3.Connection,
+    delivery: Delivery,
+    reason: str,
+    error: str,
+    now: float,
+    worker: str | None = None,
 ) -> None:
     """A dead copy of `delivery` lies in the dead-letter queue; the original is the caller's."""
-    copy = dead_copy(delivery, storable(reason), storable(error), now)
+    copy = dead_copy(delivery, storable(reason), storable(error), now, worker)
     dead = dead_letters_of(connection, delivery.queue)
     put(connection, dead, [pack(copy, largest_row(connection))], now)
 
