@@ -398,7 +398,7 @@ class TransportSuite:
         began = time.monotonic()
         publisher.publish(queue, [message(b"x", delay=1.0)], PATIENCE)
         received = take(consumer, 1)[0]
-        assert time.monotonic() - began >= 1.0
+        assert time.monotonic() - began >= 0.98  # the clocks of two places, one of them adjusted
         assert (received.attempt, received.redelivered, received.queue) == (1, False, queue)
         assert (received.message.body, received.message.delay) == (b"x", 0.0)
 
