@@ -28,7 +28,9 @@ class Runs:
         return {"rate": rate, "wait": 1000 / rate}
 
 
-def result_of(rounds: int, goals: list[Goal], **rates: tuple[float, ...]) -> tuple[Result, list[str]]:
+def result_of(
+    rounds: int, goals: list[Goal], **rates: tuple[float, ...]
+) -> tuple[Result, list[str]]:
     log: list[str] = []
     entries = [Entry(name, "as it comes", Runs(log, name, *given)) for name, given in rates.items()]
     contest = Contest("S1", "sent, quorum queue", [RATE, WAIT], entries, goals)
