@@ -121,7 +121,7 @@ def test_a_naive_client_is_found_out(
             messages=2_000,
             workers_count=2,
             proxies=[proxy],
-            standstill=5.0,
+            patience=5.0,
             tell=print,
         ) as siege:
             first = next(plan(siege.process_faults(0.5)[:1], seed=7))

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from workqueue.cli.options import Session, command
+from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say
 from workqueue.errors import ConfigError, WorkqueueError
 from workqueue.queue import Queue
@@ -60,6 +60,14 @@ def torture(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Repeats the faults of an earlier run.")
     ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="TIME",
+            help="After so long in which nothing more comes, the rest is lost.",
+        ),
+    ] = 30.0,
     restart_command: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +117,7 @@ def torture(
                 workers_count=workers,
                 senders_count=senders,
                 proxies=proxies,
+                patience=patience,
                 tell=reporter.tell,
                 look=reporter.look,
             )

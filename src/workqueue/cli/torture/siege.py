@@ -36,10 +36,10 @@ LEAVING = 30.0
 """Seconds for a process that was asked to leave: its grace period, a last send that times out, and
 a slow machine."""
 
-STARTING = 10.0
-"""Seconds for a process to come so far that it can leave in order."""
+STARTING = 20.0
+"""Seconds for a process to come so far that it works, and can leave in order."""
 
-STANDSTILL = 30.0
+PATIENCE = 30.0
 """Seconds in which nothing more comes, after which the rest is taken for lost."""
 
 TICK = 0.05
@@ -100,7 +100,7 @@ class Siege:
     workers_count: int = 3
     senders_count: int = 2
     proxies: Sequence[Proxy] = ()
-    standstill: float = STANDSTILL
+    patience: float = PATIENCE
     tell: Callable[[str], None] = lambda _line: None
     look: Callable[[Siege], None] = lambda _siege: None
     history: History = field(default_factory=History)
@@ -140,12 +140,13 @@ class Siege:
         self.drain()
 
     def attack(self, strokes: Iterator[Stroke], seconds: float) -> None:
-        """Until the time is up."""
-        self.began = time.time()
-        self.until = self.began + seconds
+        """Until the time is up, which counts from when the first message is handled."""
         self.workers = [self.start_worker(number) for number in range(self.workers_count)]
+        self.wait(lambda: all(heeds_sigterm(w.process.pid) for w in self.workers), STARTING)
+        self.until = time.time() + seconds
         self.senders = [self.start_sender(number) for number in range(self.senders_count)]
-        self.wait(lambda: bool(self.history.done), seconds)
+        self.wait(lambda: bool(self.history.done), STARTING)
+        self.until = time.time() + seconds
         for stroke in strokes:
             self.pause(stroke.pause)
             if time.time() >= self.until:
@@ -298,7 +299,7 @@ class Siege:
         """Until `condition` is true, or nothing has moved for so long that nothing will."""
         while True:
             before = self.history.done.total(), len(self.history.sent)
-            if self.wait(condition, self.standstill, watch=True):
+            if self.wait(condition, self.patience, watch=True):
                 return
             if (self.history.done.total(), len(self.history.sent)) == before:
                 return
