@@ -136,7 +136,16 @@ class Broker:
 
     def pause(self) -> None:
         """Its processes are frozen; connections stay open and nobody answers."""
-        self._box.pause()
+        import docker.errors
+
+        for attempt in range(3):
+            try:
+                self._box.pause()
+                break
+            except docker.errors.APIError as error:
+                # The kernel cannot always freeze what it is just about to run.
+                if "unable to freeze" not in str(error) or attempt == 2:
+                    raise
 
     def unpause(self) -> None:
         """It goes on as if no time had passed."""
