@@ -74,6 +74,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged bytes for the frame reader, for ten minutes; `-- --minutes 1` for less."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.fuzz.frames", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Wheel and sdist, and the unit tests on what the wheel installs."""
     session.install("build")

@@ -20,6 +20,9 @@ BYTES = "application/octet-stream"
 PLAIN_ENCODINGS = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-ascii", "ascii"})
 """Content encodings that leave the body as it is; some clients name the character set here."""
 
+ODD_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
+"""Python's own, which no text is sent in, and some of which take time that grows as a square."""
+
 RUNS_CODE = ("pickle", "python-serialize", "yaml")
 """Parts of content types whose decoders can be made to run code. They cannot be switched on."""
 
@@ -111,6 +114,8 @@ def decode_json(body: bytes) -> Any:
 
 
 def decode_text(body: bytes, charset: str) -> str:
+    if charset.replace("-", "_") in ODD_CHARSETS:
+        raise BadPayload(f"the charset {charset} is not accepted")
     try:
         return body.decode(charset)
     except (LookupError, ValueError) as error:

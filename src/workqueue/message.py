@@ -128,3 +128,25 @@ def new_ids() -> Iterator[str]:
     head = f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{third:04x}-{fourth:04x}"
     first = chance & 0x7FFF_FFFF_FFFF  # room to count on
     return (f"{head}-{number:012x}" for number in range(first, first + 2**47))
+
+
+TROUBLESOME = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that a terminal may act on, or not show: controls, formats, surrogates."""
+
+
+def visible(text: str) -> str:
+    """`text` of strangers with everything escaped that is not plainly visible.
+
+    So no message can move the cursor, change a window's title, turn the direction of writing, or
+    fake a line of a log.
+    """
+    if text.isprintable():
+        return text
+    import unicodedata  # rarely needed, and large
+
+    return "".join(
+        char
+        if unicodedata.category(char) not in TROUBLESOME
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )

@@ -28,7 +28,7 @@ from workqueue.errors import (
     StorageError,
     Unsupported,
 )
-from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery
+from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions, check_timeout
@@ -431,7 +431,7 @@ class Shift:
                 log.warning("task %s %s; again in %.1f s", name(delivery), told, delay)
             case Reject(_, reason):
                 self.tally.dead += 1
-                log.error("task %s set aside: %s", name(delivery), reason)
+                log.error("task %s set aside: %s", name(delivery), visible(reason))
             case Requeue():
                 self.tally.handed_back += 1
                 log.info("task %s handed back", name(delivery))
@@ -596,4 +596,4 @@ def is_dead(delivery: Delivery) -> bool:
 
 
 def name(delivery: Delivery) -> str:
-    return delivery.message.id or "without id"
+    return visible(delivery.message.id or "without id")

@@ -39,8 +39,10 @@ class Broker:
         management_url: str = "",
         container: DockerContainer | None = None,
         patience: float = 60,
+        tls_port: int = 0,
     ) -> None:
         self.url = url
+        self.tls_port = tls_port
         self.management_url = management_url
         self.container = container
         self.app_is_stopped = False

@@ -185,7 +185,7 @@ def run(wanted: Wanted, image: str) -> Broker:
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-    amqp, http = free_port(), free_port()
+    amqp, http, tls = free_port(), free_port(), free_port()
     container = DockerContainer(image)
     container.image = image  # it is here under this name, without a registry's prefix
     container.with_command(["sh", "-c", COMMAND])
@@ -195,14 +195,16 @@ def run(wanted: Wanted, image: str) -> Broker:
         WORKQUEUE_ADVANCED=wanted.advanced,
         **dict(wanted.environment),
     )
-    ports = {"5672/tcp": ("127.0.0.1", amqp), "15672/tcp": ("127.0.0.1", http)}
+    inside = {"5672/tcp": amqp, "15672/tcp": http, "5671/tcp": tls}
+    ports = {name: ("127.0.0.1", port) for name, port in inside.items()}
     container.ports.update(ports)  # type: ignore[arg-type]  # docker takes the address, too
     container.with_kwargs(labels={OWNER: f"{socket.gethostname()} {os.getpid()}"})
     ready = LogMessageWaitStrategy("Server startup complete").with_startup_timeout(60)
     try:
         container.waiting_for(ready.with_poll_interval(0.2)).start()
         login = "guest:guest@127.0.0.1"
-        broker = Broker(f"amqp://{login}:{amqp}/", f"http://{login}:{http}", container)
+        url, management_url = f"amqp://{login}:{amqp}/", f"http://{login}:{http}"
+        broker = Broker(url, management_url, container, tls_port=tls)
         assert broker.series == wanted.series, f"{image} holds RabbitMQ {broker.version}"
     except BaseException:
         container.stop()

@@ -12,9 +12,10 @@ import typer
 from workqueue.cli.envelope import letter_record
 from workqueue.cli.mend import Yes, confirm
 from workqueue.cli.options import Session, command
-from workqueue.cli.output import escape, print_json, print_table
+from workqueue.cli.output import print_json, print_table
 from workqueue.dead import DeadLetter, DeadLetters
 from workqueue.errors import WorkqueueError
+from workqueue.message import visible
 
 SHORT_BODY = 40
 """Characters of a body in a table."""
@@ -168,7 +169,7 @@ def tell_dry_run(
         if session.json:
             print_json(letter_record(letter))
         else:
-            print(f"{letter.id}\t{escape(letter.reason)}")
+            print(f"{visible(str(letter.id))}\t{visible(letter.reason)}")
     session.say(f"{len(letters):,} {what}")
 
 
@@ -221,10 +222,10 @@ def print_letter(letter: DeadLetter) -> None:
     }
     for name, value in facts.items():
         if value is not None:
-            print(f"{escape(name)}: {escape(str(value))}")
-    print(f"body: {escape(message.body.decode(errors='backslashreplace'))}")
+            print(f"{visible(name)}: {visible(str(value))}")
+    print(f"body: {visible(message.body.decode(errors='backslashreplace'))}")
     for line in letter.error.splitlines():
-        print(f"  {escape(line)}")
+        print(f"  {visible(line)}")
     print()
 
 

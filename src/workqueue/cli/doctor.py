@@ -14,9 +14,10 @@ import typer
 
 from workqueue import __version__, registry
 from workqueue.cli.options import Session, command, duration, password_in
-from workqueue.cli.output import escape, print_json, print_table, show_log
+from workqueue.cli.output import print_json, print_table, show_log
 from workqueue.cli.setup import describe, masked
 from workqueue.errors import WorkqueueError
+from workqueue.message import visible
 from workqueue.transport import DEAD_SUFFIX, Examinable, Finding, Transport, check_name
 
 COLUMNS = ("state", "check", "queue", "found", "command")
@@ -65,9 +66,9 @@ def show(findings: list[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         about = f"{finding.queue}: " if finding.queue else ""
-        print(f"{finding.state:4}  {finding.check:{width}}  {escape(about + finding.found)}")
+        print(f"{finding.state:4}  {finding.check:{width}}  {visible(about + finding.found)}")
         if finding.command:
-            print(f"      {'':{width}}  {escape(finding.command)}")
+            print(f"      {'':{width}}  {visible(finding.command)}")
 
 
 def installation() -> Iterator[Finding]:

@@ -112,6 +112,8 @@ def leave_by_usage(error: Exception, arguments: list[str]) -> None:
     """If the command line cannot be understood, or its user said no to a question."""
     if type(error).__name__ == "Abort":
         sys.exit(1)
+    from workqueue.message import visible
+
     told = getattr(error, "format_message", None)
     if told is None:
         return
@@ -120,18 +122,19 @@ def leave_by_usage(error: Exception, arguments: list[str]) -> None:
     if type(error).__name__ != "NoArgsIsHelpError":
         line = " ".join(told().split()).removeprefix("Invalid value: ").replace("Value error, ", "")
         path = context.command_path if context else command_in(arguments)
-        print(f"workqueue: {line[:1].lower()}{line[1:]}", file=sys.stderr)
+        print(f"workqueue: {visible(line[:1].lower() + line[1:])}", file=sys.stderr)
         print(f"  Try: {path} --help", file=sys.stderr)
     sys.exit(USAGE)
 
 
 def leave(error: Exception, arguments: list[str]) -> NoReturn:
     """Say what happened and what to type next; no traceback unless asked."""
-    from workqueue.cli.output import escape
+    from workqueue.message import visible
 
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "-v" in ours or "--verbose" in ours:
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            print(visible(line), file=sys.stderr)
     if not isinstance(error, WorkqueueError):
         error = WorkqueueError(
             f"this is a bug in workqueue: {type(error).__name__}: {error}",
@@ -141,10 +144,10 @@ def leave(error: Exception, arguments: list[str]) -> NoReturn:
     else:
         code = exit_code(error)
         command = next_command(error, arguments)
-    print(f"workqueue: {escape(str(error))}", file=sys.stderr)
+    print(f"workqueue: {visible(str(error))}", file=sys.stderr)
     if error.hint and error.hint != command:
-        print(f"  {escape(error.hint)}", file=sys.stderr)
-    print(f"  Try: {escape(command)}", file=sys.stderr)
+        print(f"  {visible(error.hint)}", file=sys.stderr)
+    print(f"  Try: {visible(command)}", file=sys.stderr)
     sys.exit(code)
 
 

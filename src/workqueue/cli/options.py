@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from typer.core import TyperCommand
@@ -98,10 +97,8 @@ class Session:
 
 
 def password_in(url: str) -> bool:
-    try:
-        return bool(urlsplit(url).password)
-    except ValueError:
-        return True
+    """Also in what is not quite a URL: the password may be why it is not."""
+    return re.search(r"(?s)://[^@:]*:.+@|[?&][^=&]*(?:pass|secret|token)[^=&]*=.", url) is not None
 
 
 def common_options(

@@ -9,44 +9,50 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from workqueue.message import visible
 
 NUMBERS = {"ready", "in_flight", "delayed", "dead", "consumers", "oldest_ready_s"}
 NUMBERS |= {"messages", "per_second", "p50_ms", "p95_ms", "p99_ms"}
 """Columns that are set to the right."""
 
-TROUBLESOME = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories that a terminal may act on, or not show: controls, formats, surrogates."""
-
-
-def escape(text: str) -> str:
-    """`text` with everything escaped that is not plainly visible."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if unicodedata.category(char) not in TROUBLESOME else escaped(char) for char in text
-    )
-
-
-def escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
-
 
 def say(text: str) -> None:
     """A line of talk, on stderr."""
-    print(escape(text), file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def print_json(record: Mapping[str, Any]) -> None:
     """One object, one line."""
-    print(json.dumps(record, ensure_ascii=False, default=str), flush=True)
+    print(to_json(record), flush=True)
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """`record` in one line of plainly visible characters, which reads as the same again.
+
+    NaN and infinities, which JSON does not have, are null.
+    """
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        finite = json.loads(json.dumps(record, default=str), parse_constant=lambda _: None)
+        text = json.dumps(finite, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(char if visible(char) == char else json_escape(char) for char in text)
+
+
+def json_escape(char: str) -> str:
+    """As JSON writes what it does not show: in units of UTF-16."""
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """The same rows as a table on a terminal and tab-separated elsewhere, None as "-"."""
-    cells = [["-" if cell is None else escape(str(cell)) for cell in row] for row in rows]
+    cells = [["-" if cell is None else visible(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in [list(columns), *cells]:
             print("\t".join(row))
@@ -67,21 +73,20 @@ class TextFormatter(logging.Formatter):
     """A log record as one line of talk."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return escape(f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()}")
+        return visible(f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()}")
 
 
 class JsonFormatter(logging.Formatter):
     """A log record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(
+        return to_json(
             {
                 "time": record.created,
                 "level": record.levelname.lower(),
                 "logger": record.name,
                 "message": record.getMessage(),
-            },
-            ensure_ascii=False,
+            }
         )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
 import typer
 
 from workqueue import registry
-from workqueue.cli.options import Session, command, duration, password_in
+from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, print_table
 from workqueue.cli.settings import candidate_files, load_settings, variables_of
 from workqueue.transport import QueueSpec, QueueType
@@ -127,9 +128,15 @@ def config_path(session: Session) -> None:
 
 
 def masked(value: object) -> object:
-    """A URL's password is nobody's business."""
-    if isinstance(value, str) and "://" in value and password_in(value):
-        scheme, _, rest = value.partition("://")
-        login, _, place = rest.rpartition("@")
-        return f"{scheme}://{login.partition(':')[0]}:***@{place}"
-    return value
+    """A URL's password is nobody's business, even where the URL is not quite one.
+
+    Hidden is all from the first colon of the login to the last @, and what the query calls a
+    secret.
+    """
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    place = re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", r"\1***", place)
+    return f"{scheme}://{user}{colon and ':***'}{at}{place}"

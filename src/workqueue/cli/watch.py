@@ -15,8 +15,9 @@ import typer
 from workqueue.broker import Broker
 from workqueue.cli.look import listed
 from workqueue.cli.options import Session, command, duration
-from workqueue.cli.output import escape, print_json, say
+from workqueue.cli.output import print_json, say
 from workqueue.errors import ConnectionLost, QueueNotFound, WorkqueueError
+from workqueue.message import visible
 from workqueue.transport import QueueStats
 
 HISTORY = 60.0
@@ -185,7 +186,7 @@ def show_json(rows: list[Row]) -> None:
 def show_lines(rows: list[Row]) -> None:
     clock = time.strftime("%H:%M:%S")
     for row in rows:
-        cells = ["-" if value is None else escape(str(value)) for value in row.values]
+        cells = ["-" if value is None else visible(str(value)) for value in row.values]
         print("\t".join((clock, *cells)), flush=True)
 
 
@@ -199,6 +200,6 @@ def table(rows: list[Row], interval: float) -> Any:
         text = column.removesuffix("_ready_s").replace("_per_s", "/s").replace("_", " ")
         made.add_column(text, justify="left" if column in ("queue", "last minute") else "right")
     for row in rows:
-        cells = ["-" if value is None else escape(str(value)) for value in row.values]
-        made.add_row(*map(Text, cells), Text(row.problem or row.sparkline))
+        cells = ["-" if value is None else visible(str(value)) for value in row.values]
+        made.add_row(*map(Text, cells), Text(visible(row.problem) or row.sparkline))
     return made

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from workqueue.message import Delivery, Message, new_id
+from workqueue.message import EXPIRES_AT, Delivery, Message, new_id
 
 FAILURES = "workqueue-failures"
 REASON = "workqueue-reason"
@@ -26,6 +26,11 @@ DEATHS = "workqueue-deaths"
 LONGEST_REASON = 1_000
 LONGEST_ERROR = 8_000
 """Characters. All headers together must fit one AMQP frame (128 KiB)."""
+
+LONGEST_TEXT = 255
+"""Bytes of UTF-8 of a property."""
+
+OUR_HEADERS = frozenset({FAILURES, REASON, ERROR, DEAD_AT, ORIGIN, DEATHS, EXPIRES_AT})
 
 # What a broker writes into the headers about its own doings. In a copy it would be stale, or be
 # taken for a dead-letter cycle, which RabbitMQ ends by dropping the message.
@@ -85,9 +90,34 @@ def survivor_copy(delivery: Delivery) -> Message:
 
 
 def bare_copy(message: Message) -> Message:
-    """`message` with only our own headers, for when the foreign ones are too large to copy."""
-    kept = {name: value for name, value in message.headers.items() if name.startswith("workqueue-")}
-    return replace(message, headers=kept)
+    """`message` with no headers but ours and no text too long, for when it cannot be copied whole.
+
+    A stranger may have sent what comes out longer than it went in (what is not UTF-8 is escaped),
+    or values that can be read but not said. Left as it is, it could not even be set aside.
+    """
+    kept = {
+        name: value[-LONGEST_ERROR:] if isinstance(value, str) else value
+        for name, value in message.headers.items()
+        if name in OUR_HEADERS and isinstance(value, str | int | float)
+    }
+    return replace(
+        message,
+        headers=kept,
+        id=short(message.id),
+        content_type=short(message.content_type),
+        content_encoding=short(message.content_encoding),
+        type=short(message.type),
+        correlation_id=short(message.correlation_id),
+        reply_to=short(message.reply_to),
+        app_id=short(message.app_id),
+    )
+
+
+def short(text: str | None) -> str | None:
+    """As much of `text` as an AMQP property holds."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "replace")[:LONGEST_TEXT].decode("utf-8", "ignore")
 
 
 def copy_with(message: Message, headers: dict[str, Any]) -> Message:

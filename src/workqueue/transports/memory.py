@@ -127,7 +127,10 @@ class MemoryTransport:
     """Queues in this process, for tests and for reading."""
 
     def __init__(self, url: str = "memory://", *, clock: Callable[[], float] = time.time) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise ConfigError("the memory:// URL cannot be read") from None
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ConfigError(f"{url}: write memory:// or memory://NAME")
         if parts.netloc:

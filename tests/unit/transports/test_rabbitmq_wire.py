@@ -539,9 +539,9 @@ def test_frames_out_of_place(data: bytes) -> None:
 
 
 def test_a_body_that_never_ends_takes_no_memory() -> None:
-    """A size of 2**64 - 1 is believed only as far as bytes arrive."""
+    """A size is believed only as far as bytes arrive; one that cannot be, not at all."""
     data = frame(wire.METHOD, deliver_method()) + frame(
-        wire.HEADER, header(pack(">H", 0), 2**64 - 1)
+        wire.HEADER, header(pack(">H", 0), wire.LARGEST_BODY)
     )
     assert read(data + frame(wire.BODY, b"x") * 3) == []
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workqueue.errors import NotSent, TooLarge, Unroutable, WorkqueueError
+from workqueue.errors import NotSent, Refused, TooLarge, Unroutable, WorkqueueError
 from workqueue.message import Delivery, Message
 from workqueue.transports.copies import bare_copy
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
@@ -133,7 +133,7 @@ class Copier:
         mended = []
         for copy, cause in failed:
             bare = bare_copy(copy.message)
-            if isinstance(cause, TooLarge) and len(bare.headers) < len(copy.message.headers):
+            if isinstance(cause, TooLarge | Refused) and bare != copy.message:
                 copy.message = bare
                 mended.append(copy)
         homeless = [copy for copy, cause in failed if isinstance(cause, Unroutable)]

@@ -28,7 +28,7 @@ from amqp.method_framing import frame_writer
 from amqp.spec import Channel as ChannelMethods
 from kombu.transport import pyamqp
 
-from workqueue.errors import AccessRefused, ConnectionLost, WorkqueueError
+from workqueue.errors import AccessRefused, ConfigError, ConnectionLost, WorkqueueError
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.topology import Abilities, parse_version
@@ -280,6 +280,7 @@ class Link:
 
 def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire:
     """The first host that answers, in random order, so that clients spread over a cluster."""
+    check_files(address)
     lost: ConnectionLost | None = None
     for host, port in random.sample(address.hosts, len(address.hosts)):
         client = kombu.Connection(
@@ -304,6 +305,13 @@ def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire
     raise lost
 
 
+def check_files(address: Address) -> None:
+    """Raise ConfigError for a file that the URL names and nobody could read: no try can help."""
+    for file in (address.cacertfile, address.certfile, address.keyfile):
+        if file is not None and not os.access(file, os.R_OK):
+            raise ConfigError(f"the RabbitMQ URL names the file {file}, which cannot be read")
+
+
 open_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 
 
@@ -324,6 +332,20 @@ def close_inherited() -> None:
 os.register_at_fork(after_in_child=close_inherited)
 
 
+NAME_THE_AUTHORITY = "Name the authority that signed it: amqps://host/?cacertfile=/path/to/ca.pem"
+NAME_THE_HOST = "Write the host as its certificate does, or add ?server_name_indication=NAME"
+CERTIFICATE_HINTS = {
+    10: "The broker's certificate must be renewed.",
+    18: NAME_THE_AUTHORITY,
+    19: NAME_THE_AUTHORITY,
+    20: NAME_THE_AUTHORITY,
+    21: NAME_THE_AUTHORITY,
+    62: NAME_THE_HOST,
+    64: NAME_THE_HOST,
+}
+"""By OpenSSL's codes of verification (openssl-verification-options)."""
+
+
 @contextmanager
 def translated(where: str = "RabbitMQ") -> Iterator[None]:
     """Every foreign error becomes one of ours here, and nowhere else.
@@ -338,7 +360,8 @@ def translated(where: str = "RabbitMQ") -> Iterator[None]:
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             raise ConnectionLost(f"the connection to {where} was cut") from error
         reason = getattr(error, "verify_message", "") or error.reason or str(error)
-        raise AccessRefused(f"{where}: TLS failed: {reason}") from error
+        hint = CERTIFICATE_HINTS.get(getattr(error, "verify_code", 0), "")
+        raise AccessRefused(f"{where}: TLS failed: {reason}", hint=hint) from error
     except (amqp.AccessRefused, amqp.NotAllowed) as error:
         text = str(error.reply_text)
         if "limit" in text:  # too many connections: another try may succeed

@@ -26,20 +26,23 @@ TIMEOUT = 5.0
 """Seconds."""
 
 
+def unreadable() -> ConfigError:
+    return ConfigError(
+        "the management URL cannot be read", hint="Write http://user:password@host:15672"
+    )
+
+
 class Management:
     """The API at `url`, with its own login or, if it names none, that of the AMQP URL."""
 
     def __init__(self, url: str, address: Address) -> None:
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
+        except ValueError:  # whose text may hold the password
+            raise unreadable() from None
         if parts.scheme not in ("http", "https") or not host:
-            raise ConfigError(
-                "the management URL cannot be read",
-                hint="Write http://user:password@host:15672",
-            )
+            raise unreadable()
         self.where = f"{host}:{port}" if port else host
         self.root = f"{parts.scheme}://{self.where}{parts.path.rstrip('/')}/api"
         self.vhost = quote(address.vhost, safe="")

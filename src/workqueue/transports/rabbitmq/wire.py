@@ -41,6 +41,9 @@ CHANNEL_CLOSE = (20, 40)
 
 CARRIES_CONTENT = frozenset({DELIVER, RETURN, GET_OK})
 
+LARGEST_BODY = 1 << 31
+"""Bytes. RabbitMQ itself takes no larger message, whatever its configuration."""
+
 DEEPEST_TABLE = 64
 """Tables within tables that are still read. Real headers are two or three deep."""
 
@@ -144,6 +147,8 @@ class FrameReader:
         partial.inbound.message, partial.inbound.unreadable = message, unreadable
         partial.inbound.properties = payload[12:]
         _, _, partial.missing = body_head.unpack_from(payload)
+        if partial.missing > LARGEST_BODY:
+            raise WireError(f"a message of {partial.missing} bytes")
         if not partial.missing:
             self.finish(channel, partial, b"")
 
@@ -176,21 +181,31 @@ class Deliver(NamedTuple):
 
 
 def decode_deliver(arguments: bytes) -> Deliver:
-    size = arguments[4]
-    tag, redelivered = tag_and_bit.unpack_from(arguments, 5 + size)
+    """Raises WireError, as the next two do, if the arguments are cut short."""
+    try:
+        size = arguments[4]
+        tag, redelivered = tag_and_bit.unpack_from(arguments, 5 + size)
+    except (struct_error, IndexError) as error:
+        raise WireError(f"basic.deliver is cut short: {error}") from error
     return Deliver(arguments[5 : 5 + size], tag, bool(redelivered & 1))
 
 
 def decode_settled(arguments: bytes) -> tuple[int, bool]:
     """Tag and multiple, of basic.ack and basic.nack."""
-    tag, bits = tag_and_bit.unpack_from(arguments, 4)
+    try:
+        tag, bits = tag_and_bit.unpack_from(arguments, 4)
+    except struct_error as error:
+        raise WireError(f"basic.ack is cut short: {error}") from error
     return tag, bool(bits & 1)
 
 
 def decode_refusal(arguments: bytes) -> tuple[int, str]:
     """Code and text, of channel.close and basic.return."""
-    (code,) = short.unpack_from(arguments, 4)
-    text, _ = read_text(arguments, 6)
+    try:
+        (code,) = short.unpack_from(arguments, 4)
+        text, _ = read_text(arguments, 6)
+    except (struct_error, IndexError) as error:
+        raise WireError(f"a refusal is cut short: {error}") from error
     return code, text
 
 

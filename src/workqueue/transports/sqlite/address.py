@@ -31,7 +31,10 @@ class Address:
 
 def parse(url: str) -> Address:
     """The address in `url`; looks at no file. Raises ConfigError."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError(f"the sqlite:// URL cannot be read: {USAGE}") from None
     if parts.netloc:
         raise ConfigError(f"a sqlite:// URL has no host: {USAGE}")
     if parts.fragment:
