@@ -74,6 +74,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Three nodes that are killed, cut off and restarted, on RabbitMQ 4.0 and 4.3."""
+    session.install("-e", ".[integration]")
+    versions = {"WORKQUEUE_TEST_CLUSTER_VERSIONS": "4.0,4.3"}
+    session.run("pytest", "tests/integration/test_cluster.py", *session.posargs, env=versions)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Damaged bytes for the frame reader, for ten minutes; `-- --minutes 1` for less."""
     session.install("-e", ".[test]")

@@ -525,7 +525,7 @@ class Shift:
 
         refused = isinstance(state.outcome.exception(), AccessRefused)
         wait = wait_random_exponential(multiplier=0.5, max=30.0)(state)
-        return max(wait, 5.0) if refused else max(wait, 0.1)
+        return 5.0 + wait if refused else max(wait, 0.1)  # never all workers at once
 
     def say_that_it_waits(self, state: Any) -> None:
         problem, pause = state.outcome.exception(), state.next_action.sleep
