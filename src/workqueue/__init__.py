@@ -7,8 +7,9 @@ Producer(emails).send({"to": "ada@example.org"})
 Worker(emails, lambda job: print(job.payload)).run(until_empty=True)
 """
 
-from workqueue.broker import Broker, connect
-from workqueue.dead import DeadLetter
+import importlib
+import typing
+
 from workqueue.errors import (
     AccessRefused,
     BadPayload,
@@ -33,14 +34,18 @@ from workqueue.errors import (
     Unsupported,
     WorkqueueError,
 )
-from workqueue.message import Delivery, Job, Message
-from workqueue.middleware import Middleware
-from workqueue.producer import Producer
-from workqueue.queue import Queue
-from workqueue.retry import RetryPolicy
-from workqueue.task import Task, current_job
-from workqueue.transport import QueueStats
-from workqueue.worker import Tally, Worker
+
+if typing.TYPE_CHECKING:
+    from workqueue.broker import Broker, connect
+    from workqueue.dead import DeadLetter
+    from workqueue.message import Delivery, Job, Message
+    from workqueue.middleware import Middleware
+    from workqueue.producer import Producer
+    from workqueue.queue import Queue
+    from workqueue.retry import RetryPolicy
+    from workqueue.task import Task, current_job
+    from workqueue.transport import QueueStats
+    from workqueue.worker import Tally, Worker
 
 __version__ = "0.2.0"
 
@@ -84,3 +89,36 @@ __all__ = [
     "connect",
     "current_job",
 ]
+
+_HOMES = {
+    "Broker": "broker",
+    "DeadLetter": "dead",
+    "Delivery": "message",
+    "Job": "message",
+    "Message": "message",
+    "Middleware": "middleware",
+    "Producer": "producer",
+    "Queue": "queue",
+    "QueueStats": "transport",
+    "RetryPolicy": "retry",
+    "Tally": "worker",
+    "Task": "task",
+    "Worker": "worker",
+    "connect": "broker",
+    "current_job": "task",
+}
+"""The modules of all other names. Each is imported when it is first used: who sends needs no
+worker, and neither needs the other's half of a driver."""
+
+if not typing.TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"workqueue.{_HOMES[name]}")
+        value = globals()[name] = getattr(home, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

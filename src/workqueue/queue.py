@@ -6,15 +6,15 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
-from workqueue.dead import DeadLetters
 from workqueue.errors import ConfigError
 from workqueue.retry import RetryPolicy, TaskOptions
-from workqueue.task import Params, Result, Task
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, Transport
 
 if TYPE_CHECKING:
     from workqueue.broker import Broker
+    from workqueue.dead import DeadLetters
     from workqueue.producer import Producer
+    from workqueue.task import Params, Result, Task
 
 
 class Queue:
@@ -80,6 +80,8 @@ class Queue:
         longest run, in seconds. Raises ConfigError for a name that is taken, options that make no
         sense, or a function whose arguments cannot be told by name.
         """
+        from workqueue.task import Task
+
         asks = TaskOptions(max_attempts=max_attempts, backoff=backoff, timeout=timeout)
 
         def register(function: Callable[Params, Result]) -> Task[Params, Result]:
@@ -109,6 +111,8 @@ class Queue:
     @property
     def dead(self) -> DeadLetters:
         """What was set aside: to list, bring back or drop."""
+        from workqueue.dead import DeadLetters
+
         return DeadLetters(self.transport, self.name)
 
     def delete(self, *, dead_letters: bool = False) -> None:

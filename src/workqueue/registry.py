@@ -1,7 +1,8 @@
 """From the scheme of a URL to the transport that serves it, through entry points.
 
 A transport is found under its URL scheme in the entry-point group `workqueue.transports`; the
-built-in ones are registered in the same way. Only the one that is needed is loaded, so a broken
+built-in ones are registered in the same way, and known here besides: to look through all that is
+installed takes longer than to send a message. Only the one that is needed is loaded, so a broken
 plugin breaks nothing but itself.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 
 TRANSPORTS = "workqueue.transports"
 MIDDLEWARE = "workqueue.middleware"
+BUILT_IN = {
+    "memory": "workqueue.transports.memory:MemoryTransport",
+    "sqlite": "workqueue.transports.sqlite:SQLiteTransport",
+    "amqp": "workqueue.transports.rabbitmq.driver:RabbitMQTransport",
+    "amqps": "workqueue.transports.rabbitmq.driver:RabbitMQTransport",
+}
+"""The entry points of this distribution's own transports."""
+
 GROUPS = (TRANSPORTS, MIDDLEWARE, "workqueue.commands")
 
 
@@ -30,6 +40,18 @@ def open_transport(url: str, management_url: str | None = None) -> Transport:
     a plugin that cannot be loaded; Unsupported for a management URL where there is no such thing.
     """
     scheme = scheme_of(url)
+    factory = transport_class(scheme)
+    if management_url is None:
+        return factory(url)  # type: ignore[no-any-return]  # what a plugin returns is its promise
+    if not scheme.startswith("amqp"):
+        raise Unsupported(f"{scheme}:// has no management API: leave out the management URL")
+    return factory(url, management_url=management_url)  # type: ignore[no-any-return]
+
+
+def transport_class(scheme: str) -> type:
+    if scheme in BUILT_IN:
+        module, _, name = BUILT_IN[scheme].partition(":")
+        return getattr(import_module(module), name)  # type: ignore[no-any-return]  # a class of ours
     entry_point = find(TRANSPORTS, scheme)
     if entry_point is None:
         raise UnknownScheme(
@@ -37,12 +59,7 @@ def open_transport(url: str, management_url: str | None = None) -> Transport:
             hint=f"Installed: {', '.join(names(TRANSPORTS))}. "
             f"A plugin for it would be the distribution workqueue-{scheme}.",
         )
-    factory = load(entry_point)
-    if management_url is None:
-        return factory(url)  # type: ignore[no-any-return]  # what a plugin returns is its promise
-    if not scheme.startswith("amqp"):
-        raise Unsupported(f"{scheme}:// has no management API: leave out the management URL")
-    return factory(url, management_url=management_url)  # type: ignore[no-any-return]
+    return load(entry_point)
 
 
 def load(entry_point: EntryPoint) -> type:

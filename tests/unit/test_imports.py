@@ -14,7 +14,7 @@ HEAVY = {"kombu", "amqp", "vine", "typer", "rich", "pydantic", "sqlite3", "async
 
 def loaded_by(code: str) -> set[str]:
     """The modules of a fresh interpreter that ran `code`."""
-    code += "; import sys; print(*sys.modules, file=sys.stderr)"
+    code += "\nimport sys; print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
 
@@ -38,13 +38,35 @@ def test_a_memory_queue_loads_no_other_transport() -> None:
     assert not {"kombu", "amqp", "sqlite3", "typer", "rich"} & loaded
 
 
+def test_a_sender_loads_no_worker() -> None:
+    """Nor what a worker needs of a driver: most of what a command that sends does is importing."""
+    loaded = loaded_by("from workqueue import *; import workqueue as w; w.Producer; w.connect")
+    assert "workqueue.worker" in loaded
+    loaded = loaded_by(
+        "from workqueue import Producer, connect; import workqueue.transports.rabbitmq.driver; "
+        "Producer(connect('amqp://nobody@localhost').queue('q'))"
+    )
+    assert "workqueue.transports.rabbitmq.publisher" in loaded
+    assert (
+        not {
+            "workqueue.worker",
+            "workqueue.runners",
+            "workqueue.dead",
+            "workqueue.task",
+            "workqueue.transports.rabbitmq.consumer",
+            "workqueue.transports.rabbitmq.examination",
+            "workqueue.transports.rabbitmq.migration",
+            "tenacity",
+        }
+        & loaded
+    )
+
+
 def test_the_version_loads_no_command_line() -> None:
     """Scripts ask for it often."""
     loaded = loaded_by(
-        "import contextlib, runpy, sys\n"
-        "sys.argv = ['workqueue', '--version']\n"
-        "with contextlib.suppress(SystemExit): runpy.run_module('workqueue', run_name='__main__')\n"
-        "0"
+        "import contextlib, runpy, sys; sys.argv = ['workqueue', '--version']\n"
+        "with contextlib.suppress(SystemExit): runpy.run_module('workqueue', run_name='__main__')"
     )
     assert "workqueue" in loaded
     assert not HEAVY & loaded

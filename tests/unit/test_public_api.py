@@ -62,16 +62,22 @@ def test_the_public_names(module: ModuleType, names: list[str]) -> None:
     assert module.__all__ == names
     there = {
         name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        for name in dir(module)
+        if not name.startswith("_") and not inspect.ismodule(getattr(module, name))
     }
     assert there == {name for name in names if name != "__version__"}
+
+
+def test_no_other_name_is_there() -> None:
+    """Asked for by name, as if it were one of those that are imported when they are used."""
+    with pytest.raises(AttributeError, match="Wroker"):
+        _ = workqueue.Wroker  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name != "__version__"])
 def test_public_names_say_what_they_are(name: str) -> None:
     """Each has a docstring of its own."""
-    doc = vars(workqueue)[name].__doc__
+    doc = getattr(workqueue, name).__doc__
     assert doc
     assert not doc.startswith(f"{name}(")  # what a dataclass without one would get
 

@@ -1,4 +1,8 @@
-"""The RabbitMQ transport: makes queues, publishers and consumers, and looks at queues."""
+"""The RabbitMQ transport: makes queues, publishers and consumers, and looks at queues.
+
+What only some commands need is imported where it is needed: a process that sends one message would
+else spend most of its time on a worker's half of the driver.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workqueue.errors import (
     AccessRefused,
@@ -20,20 +24,10 @@ from workqueue.errors import (
 )
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
-from workqueue.transports.rabbitmq import address
-from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer, lend_for_a_look
+from workqueue.transports.rabbitmq.address import Address, parse
 from workqueue.transports.rabbitmq.delays import Delays
-from workqueue.transports.rabbitmq.examination import Examination
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
-from workqueue.transports.rabbitmq.management import Management
-from workqueue.transports.rabbitmq.migration import (
-    Migration,
-    Steps,
-    check_not_migrating,
-    close_gate,
-    open_gate,
-)
 from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
@@ -54,6 +48,10 @@ from workqueue.transports.rabbitmq.topology import (
     parse_refusal,
     queue_arguments,
 )
+
+if TYPE_CHECKING:
+    from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
+    from workqueue.transports.rabbitmq.management import Management
 
 log = logging.getLogger("workqueue.rabbitmq")
 
@@ -76,8 +74,8 @@ class RabbitMQTransport:
     """
 
     def __init__(self, url: str, *, management_url: str | None = None) -> None:
-        self.address = address.parse(url)
-        self.management = Management(management_url, self.address) if management_url else None
+        self.address = parse(url)
+        self.management = open_management(management_url, self.address)
         self.delays = Delays(settle)
         self.priorities = Priorities()
         self.warned: set[str] = set()
@@ -96,6 +94,8 @@ class RabbitMQTransport:
     # -- declare
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        from workqueue.transports.rabbitmq.migration import check_not_migrating, open_gate
+
         with self.link("setup") as link:
             check_not_migrating(link, spec.name)
             made = not exists(link, spec.name)
@@ -165,6 +165,9 @@ class RabbitMQTransport:
             return RabbitMQPublisher(self.address, self.delays, self.priorities)
 
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
+        from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
+        from workqueue.transports.rabbitmq.migration import check_not_migrating
+
         link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
         try:
             with translated(), unexpected_refusals():
@@ -239,11 +242,15 @@ class RabbitMQTransport:
             raise Unsupported(
                 "RabbitMQ keeps what is delayed in queues that all share, and cannot show one's own"
             )
+        from workqueue.transports.rabbitmq.consumer import lend_for_a_look
+
         with self.link("peek") as link:
             ready, _ = count(link, queue)
             return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        from workqueue.transports.rabbitmq.migration import Migration, Steps
+
         with self.link("migrate") as link:
             steps = Steps(
                 differs=lambda: self.differs(link, spec),
@@ -300,6 +307,8 @@ class RabbitMQTransport:
             return int(link.channel().queue_purge(queue))
 
     def delete(self, queue: str) -> None:
+        from workqueue.transports.rabbitmq.migration import close_gate
+
         with self.link("delete") as link:
             self.delays.forget_queue(queue)
             if exists(link, queue):
@@ -307,10 +316,21 @@ class RabbitMQTransport:
                 close_gate(link, queue)
 
     def examine(self, queues: Sequence[str], task_timeout: float | None) -> Iterator[Finding]:
+        from workqueue.transports.rabbitmq.examination import Examination
+
         return Examination(self.address, self.management).run(queues, task_timeout)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def open_management(url: str | None, address: Address) -> Management | None:
+    """The management API at `url`, if there is one."""
+    if not url:
+        return None
+    from workqueue.transports.rabbitmq.management import Management
+
+    return Management(url, address)
 
 
 def differences(

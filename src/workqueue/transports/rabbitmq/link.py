@@ -18,7 +18,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from struct import error as StructError  # noqa: N812 - the exception's only name is "error"
 from typing import Any
 
@@ -28,6 +27,7 @@ from amqp.method_framing import frame_writer
 from amqp.spec import Channel as ChannelMethods
 from kombu.transport import pyamqp
 
+from workqueue import __version__
 from workqueue.errors import AccessRefused, ConfigError, ConnectionLost, WorkqueueError
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
@@ -238,7 +238,7 @@ class Link:
         options = {
             "client_properties": {
                 "product": "workqueue",
-                "version": version("workqueue"),
+                "version": __version__,
                 "connection_name": f"workqueue {role}, {self.pid} on {socket.gethostname()}",
             },
             "socket_settings": {socket.TCP_USER_TIMEOUT: TCP_USER_TIMEOUT}
