@@ -61,7 +61,8 @@ def test_the_same_message_for_the_same_numbers() -> None:
 
 def test_messages_of_all_kinds() -> None:
     made = [make_message(7, 0, n) for n in range(3_000)]
-    assert {message.type for message in made} == {"work", "fail", "fail-once", "crash-once"}
+    kinds = {"work", "slow", "fail", "fail-once", "crash-once"}
+    assert {message.type for message in made} == kinds
     assert {0, 140_000} <= {len(message.body) for message in made}
     assert any(message.delay for message in made)
 

@@ -112,12 +112,14 @@ def make_message(seed: int, sender: int, number: int) -> Message:
 
 
 def type_for(fate: float) -> str:
-    """Few crash: each costs a process."""
+    """Few crash or are slow: each costs a process, or time."""
     if fate < 0.001:
         return "crash-once"
     if fate < 0.004:
         return "fail"
-    return "fail-once" if fate < 0.02 else "work"
+    if fate < 0.01:
+        return "slow"
+    return "fail-once" if fate < 0.03 else "work"
 
 
 class Bookkeeper(Middleware):

@@ -36,6 +36,8 @@ LEAVING = 30.0
 """Seconds for a process that was asked to leave: its grace period, a last send that times out, and
 a slow machine."""
 
+FLAPS = 4
+
 STARTING = 20.0
 """Seconds for a process to come so far that it works, and can leave in order."""
 
@@ -323,6 +325,7 @@ class Siege:
             return []
         return [
             Fault("cut all connections", self.cut),
+            Fault("flap", self.flap, (0.1, 0.6)),
             Fault("cut in the middle", self.cut_after, (0.5, 1.0)),
             Fault("hold all bytes", self.stall, (0.5, 6.0)),
             Fault("lose all bytes", self.drop, (0.5, 6.0)),
@@ -373,6 +376,16 @@ class Siege:
         for proxy in self.proxies:
             proxy.reset_all()
         return "cut all connections (RST)"
+
+    def flap(self, number: int, seconds: float) -> str:
+        """Again and again, so that the channels are new when a slow task of an old one ends; then
+        a worker dies with what it holds."""
+        for _ in range(FLAPS):
+            for proxy in self.proxies:
+                proxy.reset_all()
+            self.pause(seconds)
+        killed = self.kill(self.worker(number))
+        return f"cut all connections {FLAPS} times in {FLAPS * seconds:.1f} s, {killed}"
 
     def cut_after(self, number: int, seconds: float) -> str:
         """At some byte of the conversation, in one direction."""
