@@ -15,10 +15,12 @@ from workqueue.message import Job
 FOLDER = "WORKQUEUE_TORTURE_FOLDER"
 """The variable that says where the ledgers are."""
 
-LONGEST = 0.005
+LONGEST = "WORKQUEUE_TORTURE_LONGEST"
+"""The variable that says how many seconds a task takes at most."""
+
 SLOW = 1.0
-"""Seconds. How long a task takes at most, and a slow one: so long that it may well outlive the
-connection that its message came by."""
+"""Seconds. The same for a slow task: so long that it may well outlive the connection that its
+message came by."""
 
 
 class Asked(Exception):
@@ -30,7 +32,8 @@ def handle(job: Job[Any]) -> None:
     name = job.id or "without id"
     digest = hashlib.sha256(job.body).hexdigest()
     ledger.note("started", name, sha256=digest, attempt=job.attempt, redelivered=job.redelivered)
-    time.sleep((SLOW if job.type == "slow" else LONGEST) * int(digest[:2], 16) / 255)
+    longest = SLOW if job.type == "slow" else float(os.environ[LONGEST])
+    time.sleep(longest * int(digest[:2], 16) / 255)
     if job.type == "fail" or (job.type == "fail-once" and job.attempt == 1):
         ledger.note("failed", name, attempt=job.attempt)
         raise Asked("as asked")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from workqueue.cli.torture.checker import End, History, Letter, Verdict, check
-from workqueue.cli.torture.handler import FOLDER
+from workqueue.cli.torture.handler import FOLDER, LONGEST
 from workqueue.cli.torture.ledger import Reader
 from workqueue.cli.torture.nemesis import Fault, Stroke
 from workqueue.cli.torture.proxy import BOTH, Proxy
@@ -37,6 +37,9 @@ LEAVING = 30.0
 a slow machine."""
 
 FLAPS = 4
+
+LONGEST_TASK = 0.5
+"""Seconds, for those that are not slow on purpose."""
 
 STARTING = 20.0
 """Seconds for a process to come so far that it works, and can leave in order."""
@@ -115,6 +118,7 @@ class Siege:
         self.guard = Guard()
         self.began = time.time()
         self.until = self.began
+        self.longest = 0.0
         self.started = 0
         self.workers: list[Program] = []
         self.senders: list[Program | None] = []
@@ -143,6 +147,9 @@ class Siege:
 
     def attack(self, strokes: Iterator[Stroke], seconds: float) -> None:
         """Until the time is up, which counts from when the first message is handled."""
+        # So long that half of all slots are busy: whoever is killed has something in its hands.
+        slots = self.workers_count * SLOTS
+        self.longest = min(slots * seconds / self.messages, LONGEST_TASK)
         self.workers = [self.start_worker(number) for number in range(self.workers_count)]
         self.wait(lambda: all(heeds_sigterm(w.process.pid) for w in self.workers), STARTING)
         self.until = time.time() + seconds
@@ -230,11 +237,18 @@ class Siege:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**environment, "WORKQUEUE_URL": self.url, FOLDER: str(self.folder)},
+                env={**environment, **self.own_environment()},
                 start_new_session=True,  # Ctrl-C is for us: we end them
             )
         self.guard.watch(process.pid)
         return Program(name, process)
+
+    def own_environment(self) -> dict[str, str]:
+        return {
+            "WORKQUEUE_URL": self.url,
+            FOLDER: str(self.folder),
+            LONGEST: str(self.longest),
+        }
 
     def start_worker(self, number: int) -> Program:
         return self.start(f"worker {number}", self.roles.worker)
