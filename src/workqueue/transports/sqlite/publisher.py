@@ -62,27 +62,30 @@ class SQLitePublisher:
         stored = 0
         try:
             for part in parts(messages):
-                failed = self.store(queue, part, deadline - time.monotonic())
+                last = stored + len(part) == len(messages)
+                failed = self.store(queue, part, deadline - time.monotonic(), flush=last)
                 causes |= {stored + index: cause for index, cause in failed.items()}
                 stored += len(part)
         except StorageError as error:
             if not stored:
                 raise
+            with self.database.errors():
+                self.database.flush()
             causes |= {index: Refused(str(error)) for index in range(stored, len(messages))}
-        with self.database.errors():
-            self.database.flush()
         self.database.check_identity()
         if causes:
             failures = [(messages[index], causes[index]) for index in sorted(causes)]
             sent = len(messages) - len(failures)
             raise NotSent(str(failures[0][1]), failures=failures, sent=sent)
 
-    def store(self, queue: str, messages: Sequence[Message], patience: float) -> dict[int, NotSent]:
-        """As many as the queue takes are in it, though not yet on the disk; causes for others."""
+    def store(
+        self, queue: str, messages: Sequence[Message], patience: float, *, flush: bool
+    ) -> dict[int, NotSent]:
+        """As many as the queue takes are in it; causes for the others."""
         largest = store.largest_row(self.database.connection) - ROOM_FOR_COPIES
         packed, causes = rows.pack_all(messages, largest)
         self.check_space(packed)
-        with self.database.transaction(patience, flush=False) as connection:
+        with self.database.transaction(patience, flush=flush) as connection:
             return causes | self.put(connection, queue, packed)
 
     def put(
