@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -120,3 +121,27 @@ def test_never_fewer_than_before(queue: Queue, call: str, nth: int, after: bool)
     queue.dead.requeue()
     assert queue.stats().dead == 0
     assert {d.message.id for d in queue.transport.peek("jobs", 1000)} == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("delivery_limit", "workers were lost while they had it, more often than the queue allows"),
+        ("expired", "expired"),
+        ("maxlen", "the queue was full"),
+        ("rejected", "rejected by another client"),
+        ("something new", "something new"),
+    ],
+)
+def test_what_the_broker_set_aside(queue: Queue, reason: str, told: str) -> None:
+    """Shown as ours are; sent again without the broker's headers, which would count as a cycle."""
+    died_at = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    death = {"queue": "jobs", "reason": reason, "count": 1, "time": died_at}
+    headers = {"x-death": [death], "x-first-death-queue": "jobs", "tenant": 7}
+    publisher = queue.transport.publisher()
+    publisher.publish("jobs.dead", [Message(body=b"x", id="a", headers=headers)], 5.0)
+    publisher.close()
+    [letter] = queue.dead.letters(error=told)
+    assert (letter.queue, letter.reason, letter.worker) == ("jobs", told, None)
+    assert letter.dead_at == died_at.timestamp()
+    assert letter.message.headers == {"tenant": 7}

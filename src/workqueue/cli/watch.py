@@ -148,10 +148,11 @@ class Row:
 
     @property
     def sparkline(self) -> str:
-        """What waited in the last minute, the highest bar being the most there was."""
-        counts = [count or 0 for _, count in self.history]
-        top = max(counts, default=0) or 1
-        return "".join(BARS[min(count * len(BARS) // (top + 1), len(BARS) - 1)] for count in counts)
+        """What waited in the last minute, the highest bar being the most there was; a gap where
+        that is not known."""
+        counts = [count for _, count in self.history]
+        top = max((count for count in counts if count), default=1)
+        return "".join(" " if n is None else BARS[n * len(BARS) // (top + 1)] for n in counts)
 
 
 def rate(before: int | None, now: int | None, seconds: float) -> float | None:
