@@ -559,8 +559,15 @@ def test_the_other_projects_settings_are_its_own(shell: Shell) -> None:
     (shell.folder / "pyproject.toml").write_text("[tool]\nworkqueue = 3\n")
     is_error(shell("status"), 78, "tool.workqueue is not a table")
     (shell.folder / "pyproject.toml").unlink()
-    (shell.folder / "workqueue.toml").write_text("url = \n")
-    is_error(shell("status"), 78, "workqueue.toml")
+    file = shell.folder / "workqueue.toml"
+    file.write_text("url = \n")
+    broken = shell("status")
+    is_error(broken, 78, "workqueue.toml: Invalid value")
+    assert broken.err.splitlines()[-1] == "  Try: ${EDITOR:-vi} workqueue.toml"
+    file.write_text("concurrency = 'x'\n")
+    is_error(shell("work", "q", "a:b"), 78, "workqueue.toml: concurrency = 'x': ", "integer")
+    is_error(shell("work", "q", "a:b", "-c", "y"), 2, "-c")
+    assert shell("status").code == 0
 
 
 def test_no_password_is_shown(shell: Shell) -> None:

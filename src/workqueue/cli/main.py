@@ -118,6 +118,11 @@ def leave_by_usage(error: Exception, arguments: list[str]) -> None:
     if told is None:
         return
     context = getattr(error, "ctx", None)
+    from workqueue.cli.settings import BadSettings, setting_behind
+
+    if found := setting_behind(error):
+        problem = getattr(error, "message", "") or told()
+        leave(BadSettings(found.source, f"{found.name} = {found.value!r}: {problem}"), arguments)
     # For a group without a command, Typer has printed the help already.
     if type(error).__name__ != "NoArgsIsHelpError":
         line = " ".join(told().split()).removeprefix("Invalid value: ").replace("Value error, ", "")
@@ -167,6 +172,8 @@ def next_command(error: WorkqueueError, arguments: list[str]) -> str:
     """What to type next: the command that shows more, or the one that mends it."""
     if error.command:
         return error.command
+    if file := getattr(error, "file", None):
+        return f"${{EDITOR:-vi}} {shlex.quote(str(file))}"
     match error:
         case QueueMismatch():
             return migration(error)

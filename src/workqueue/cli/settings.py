@@ -23,6 +23,15 @@ import typer
 from workqueue.errors import ConfigError
 
 BROKER = {"url", "url-file"}
+"""The settings that name the broker."""
+
+
+class BadSettings(ConfigError):
+    """A file of settings that cannot be used."""
+
+    def __init__(self, file: Path, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"{file}: {problem}", hint=hint)
+        self.file = file
 
 
 @dataclass(frozen=True)
@@ -61,16 +70,16 @@ def read(file: Path) -> Mapping[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"cannot read {file}: {reason}") from error
+        raise BadSettings(file, reason) from error
     except tomllib.TOMLDecodeError as error:
         if file.name == "pyproject.toml":
             return {}  # the project's own affair
-        raise ConfigError(f"{file}: {error}") from error
+        raise BadSettings(file, str(error)) from error
     if file.name == "pyproject.toml":
         tools = table.get("tool", {})
         table = tools.get("workqueue", {}) if isinstance(tools, dict) else {}
     if not isinstance(table, dict):
-        raise ConfigError(f"{file}: tool.workqueue is not a table")
+        raise BadSettings(file, "tool.workqueue is not a table")
     return table
 
 
@@ -107,8 +116,9 @@ def check_names(settings: Mapping[str, Setting], group: Any) -> None:
     known = {flag for command in commands_of(group) for flag in flags_of(command)}
     for setting in settings.values():
         if setting.name not in known:
-            raise ConfigError(
-                f"{setting.source}: there is no setting {setting.name}",
+            raise BadSettings(
+                setting.source,
+                f"there is no setting {setting.name}",
                 hint="Settings are named as the flags are: workqueue work --help",
             )
 
@@ -125,6 +135,18 @@ def default_map(settings: Mapping[str, Setting], group: Any) -> dict[str, Any]:
         }
         for name, command in group.commands.items()
     }
+
+
+def setting_behind(error: Any) -> Setting | None:
+    """The setting of a file that a usage error is about, if it is."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or parameter is None:
+        return None
+    source = context.get_parameter_source(parameter.name)
+    if source is None or source.name != "DEFAULT_MAP":
+        return None
+    named = [option.removeprefix("--") for option in parameter.opts]
+    return next((found for name, found in load_settings().items() if name in named), None)
 
 
 def apply_settings(ctx: typer.Context) -> None:
