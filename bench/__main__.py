@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--on", default="4.0,4.3", help="series of RabbitMQ")
     parser.add_argument("--pairs", type=int, help="rounds; 5, or 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="a quarter of the messages")
+    parser.add_argument("--scale", type=float, help="this part of the messages: for slow machines")
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--url", help="a RabbitMQ that runs, instead of one started for this")
     given = parser.parse_args()
@@ -51,6 +52,7 @@ def arguments() -> argparse.Namespace:
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"no row {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
     given.pairs = given.pairs or (3 if given.quick else 5)
+    given.scale = given.scale or (0.25 if given.quick else 1.0)
     return given
 
 
@@ -78,7 +80,7 @@ def main() -> None:
 
         def world(server: str, url: str) -> World:
             ours = Path(sys.executable)
-            return World(server, url, Path(name), ours, theirs, client, given.quick)
+            return World(server, url, Path(name), ours, theirs, client, given.scale)
 
         def run(contests: Iterator[Contest], server: str) -> None:
             for contest in contests:

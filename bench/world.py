@@ -31,10 +31,11 @@ class World:
     """The Python that has the rivals."""
     client: Path | None
     """The C client, if it could be compiled."""
-    quick: bool
+    scale: float
+    """Which part of the usual number of messages."""
 
     def scaled(self, count: int) -> int:
-        return count // 4 if self.quick else count
+        return max(int(count * self.scale) // 100 * 100, 100)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -69,7 +69,7 @@ def contest(
             "worker_mb": worked["memory_mb"],
         }
 
-    few, many = 10_000, 100_000 if world.quick else 1_000_000
+    few, many = 10_000, 1_000_000 if world.scale >= 1 else 100_000
     few_told, many_told = f"{few:,} waiting", f"{many:,} waiting"
     return Contest(
         "S8",

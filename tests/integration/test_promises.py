@@ -18,6 +18,7 @@ import pytest
 
 from tests.integration.broker import Vhost
 from tests.integration.programs import Desk, alive, children_of, processes_with
+from workqueue import QueueNotFound, connect
 
 SOON = ("--backoff", "50ms..100ms")
 """So that no test waits for a policy's patience."""
@@ -356,6 +357,16 @@ class Promises:
         assert (figures["sent"], figures["handled"], figures["lost"]) == (150, 150, 0)
         assert "killed worker" in result.err
         assert not processes_with(f"workqueue-demo-{desk.programs[-1].pid}")
+
+    # the bench
+
+    def test_the_bench_measures_and_cleans_up(self, desk: Desk) -> None:
+        result = desk.run("bench", "-n", "100", "--seconds", "200ms", "--json")
+        assert result.code == 0, result.err
+        assert len(result.json) == 5
+        assert all(line["messages"] and line["per_second"] for line in result.json)
+        with connect(desk.url) as broker, pytest.raises(QueueNotFound):
+            broker.queue(f"workqueue-bench-{desk.programs[-1].pid}").stats()
 
 
 class TestOnTheEmbeddedFile(Promises):
