@@ -394,6 +394,28 @@ def test_a_read_only_folder(open_folder: Path) -> None:
         SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
 
 
+def test_a_folder_that_cannot_be_listed(open_folder: Path) -> None:
+    """Is no worse a place than another."""
+    open_folder.chmod(0o733)
+    with as_nobody(open_folder):
+        SQLiteTransport(f"sqlite:///{open_folder}/jobs.db").declare(QueueSpec(name="q"))
+    assert (open_folder / "jobs.db").exists()
+
+
+def test_a_new_file_has_its_name_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power failure would take it, with all that was confirmed."""
+    flushed: list[bool] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(os.path.samestat(os.fstat(descriptor), path.parent.stat()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    SQLiteTransport(f"sqlite:///{path}").declare(QueueSpec(name="q"))
+    assert flushed == [True]
+
+
 def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
     with pytest.raises(StorageError, match=r"too old: 3\.35 or newer"):
@@ -772,8 +794,8 @@ def test_synchronous(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     A claim needs no flush: when the power goes, its consumer goes too.
     """
     flushed: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", lambda log: flushed.append(os.fstat(log).st_ino))
     monkeypatch.setattr(database, "FULL_FLUSH", None)
+    monkeypatch.setattr(os, "fdatasync", lambda log: flushed.append(os.fstat(log).st_ino))
     for option, expected in (("", 1), ("?synchronous=full", 1), ("?synchronous=normal", 0)):
         transport = SQLiteTransport(f"sqlite:///{path}{option}")
         transport.declare(QueueSpec(name="q"))

@@ -51,8 +51,14 @@ def find_or_create(path: Path) -> os.stat_result:
 
 
 def flush_folder(folder: Path) -> None:
-    """The names in it are on the disk: a file without one is lost when the power goes."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    """The names in it are on the disk: a file without one is lost when the power goes.
+
+    Not in a folder that this user may write to but not read: only by reading can it be asked for.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     finally:
