@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
@@ -85,8 +84,7 @@ class Lost(threading.Event):
         return self.is_set()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Generic[Payload]):
+class Job(Struct, Generic[Payload], frozen=True, kw_only=True):
     """What a handler sees: the decoded payload, and where it comes from.
 
     `payload` is what the sender gave to `send`: JSON values, text or bytes; `body` is the same as

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from msgspec import Struct
+
 from workqueue.errors import ConfigError
 from workqueue.message import LONGEST_TTL, Delivery, Message
 
@@ -107,15 +109,13 @@ class QueueStats:
     done: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True):
     """The work is done: forget the message."""
 
     delivery: Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """Hand the message out again after `delay` seconds, in which the broker keeps it.
 
     The attempt failed, and that goes on record, unless `failed` is false: then the handler asked
@@ -128,8 +128,7 @@ class Retry:
     failed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(Struct, frozen=True):
     """Set the message aside in the dead-letter queue.
 
     `reason` is one line; `error` the end of a traceback or of a command's stderr.
@@ -140,8 +139,7 @@ class Reject:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Requeue:
+class Requeue(Struct, frozen=True):
     """Handed back untouched: not an attempt, where the broker allows the difference."""
 
     delivery: Delivery

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from msgspec import Struct
 
 from workqueue.message import Delivery
 from workqueue.retry import TaskOptions
@@ -22,8 +23,7 @@ class Verdict(Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """One run is over. `reason` is one line; `error` the end of a traceback or of stderr.
 
     AGAIN is a failure that is tried again however many there were. LATER is none: the handler

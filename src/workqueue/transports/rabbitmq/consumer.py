@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -86,20 +86,25 @@ class Lane:
 
     def deliver(self, inbound: wire.Inbound) -> None:
         assert inbound.message is not None
-        deliver = wire.decode_deliver(inbound.arguments)
-        headers = without_waiting(inbound.message.headers)
-        deaths = deaths_of(headers, redelivered=deliver.redelivered)
-        delivery = Delivery(
-            message=replace(inbound.message, headers=headers),
+        message, attempt, deaths = inbound.message, 1, 0
+        tag, came_back = wire.decode_delivered(inbound.arguments)
+        redelivered = bool(came_back)
+        if message.headers:
+            headers = without_waiting(message.headers)
+            if headers is not message.headers:
+                message = replace(message, headers=headers)
+            attempt = attempt_of(headers)
+            deaths = deaths_of(headers, redelivered=redelivered)
+        delivery = self.held[tag] = Delivery(
+            message=message,
             queue=self.survey.queue,
-            attempt=attempt_of(headers),
-            redelivered=deliver.redelivered or deaths > 0,
+            attempt=attempt,
+            redelivered=redelivered or deaths > 0,
             deaths=deaths,
             unreadable=inbound.unreadable,
-            receipt=(self, deliver.tag),
+            receipt=(self, tag),
         )
-        self.held[deliver.tag] = delivery
-        self.arrived(delivery, counted=not deliver.redelivered)
+        self.arrived(delivery, counted=not redelivered)
 
     def ack(self, tags: list[int]) -> bytes:
         """Frames that acknowledge `tags`, in as few as can be."""
@@ -251,22 +256,22 @@ class RabbitMQConsumer:
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         self.check()
         deliveries = {outcome.delivery for outcome in outcomes}
-        known = all(d in self.out or d in self.taken_back for d in deliveries)
-        if len(deliveries) < len(outcomes) or not known:
+        strangers = deliveries - self.out
+        if len(deliveries) < len(outcomes) or not strangers <= set(self.taken_back):
             raise ValueError("a delivery is settled once, by the consumer that received it")
-        done: dict[Lane, list[int]] = {}
-        untouched: dict[Lane, list[int]] = {}
+        self.out -= deliveries
+        done: dict[Lane, list[int]] = defaultdict(list)
+        untouched: dict[Lane, list[int]] = defaultdict(list)
         for outcome in outcomes:
             delivery = outcome.delivery
-            if delivery not in self.out:
+            if strangers and delivery in strangers:
                 continue  # taken back meanwhile; `receive` is about to say so
-            self.out.discard(delivery)
             lane, tag = delivery.receipt
             match outcome:
                 case Ack():
-                    done.setdefault(lane, []).append(tag)
+                    done[lane].append(tag)
                 case Requeue():
-                    untouched.setdefault(lane, []).append(tag)
+                    untouched[lane].append(tag)
                 case Retry(_, _, delay, failed):
                     copy = retry_copy(delivery, delay, failed=failed)
                     self.copy(delivery, self.queue, copy)

@@ -152,9 +152,10 @@ class Wire(pyamqp.Connection):
 
     def dispatch(self) -> None:
         """In the order of arrival, also when a handler ends up reading more."""
-        while self.reader.ready:
-            inbound = self.reader.ready.popleft()
-            tap = self.taps.get(inbound.channel)
+        ready, taps = self.reader.ready, self.taps
+        while ready:
+            inbound = ready.popleft()
+            tap = taps.get(inbound.channel)
             self.dispatching = True
             try:
                 if tap and inbound.method in TAPPED:

@@ -16,22 +16,25 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
-from workqueue.message import DEFAULT_PRIORITY, Message
+from workqueue.message import Message
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
 
 BASIC = 60
 DELIVER = (60, 60)
+DELIVER_BYTES = b"\x00\x3c\x00\x3c"
 RETURN = (60, 50)
 GET_OK = (60, 71)
 ACK = (60, 80)
@@ -57,6 +60,7 @@ long = Struct(">I")
 longlong = Struct(">Q")
 double = Struct(">d")
 body_head = Struct(">HHQ")
+content_head = Struct(">BHIHHQ")
 tag_and_bit = Struct(">QB")
 
 
@@ -71,8 +75,7 @@ class TooLong(WireError):
 # -- reading -----------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Inbound:
+class Inbound(msgspec.Struct):
     """One method from the broker, with its message if it carries one. `properties` are those of
     the message as they came."""
 
@@ -90,11 +93,16 @@ class Partial:
 
     inbound: Inbound
     missing: int = -1
-    chunks: list[bytes] | None = None
+    properties: bytes = b""
+    chunks: list[bytes] = field(default_factory=list)
 
 
 class FrameReader:
-    """Bytes in, methods out, however the socket cut the bytes."""
+    """Bytes in, methods out, however the socket cut the bytes.
+
+    A delivery whose frames are all there, which is the rule, is read in one step. Whatever is
+    unusual about it goes the long way, frame by frame, and is complained of there.
+    """
 
     def __init__(self) -> None:
         self.rest = b""
@@ -118,9 +126,48 @@ class FrameReader:
                 break
             if buffer[stop] != FRAME_END:
                 raise WireError("a frame that does not end where it says")
-            self.take(kind, channel, buffer[position + 7 : stop])
+            payload = buffer[position + 7 : stop]
             position = stop + 1
+            if kind == METHOD and payload.startswith(DELIVER_BYTES):
+                position += self.take_whole(channel, payload, buffer, position, longest_frame)
+            else:
+                self.take(kind, channel, payload)
         self.rest = buffer[position:]
+
+    def take_whole(
+        self, channel: int, method: bytes, buffer: bytes, start: int, longest_frame: int
+    ) -> int:
+        """A delivery with its header, and its body if that is one frame, which begin at `start`.
+        How many bytes they were; 0 for what has to be taken frame by frame."""
+        end = len(buffer)
+        if end - start >= 22:
+            kind, number, size, _, _, length = content_head.unpack_from(buffer, start)
+            stop = start + 7 + size
+            last = stop + 8 + length if length else stop
+            if (
+                kind == HEADER
+                and number == channel
+                and 14 <= size <= longest_frame
+                and last < end
+                and length <= longest_frame
+                and buffer[stop] == FRAME_END
+                and buffer[last] == FRAME_END
+                and (
+                    not length
+                    or frame_head.unpack_from(buffer, stop + 1) == (BODY, channel, length)
+                )
+            ):
+                properties = buffer[start + 19 : stop]
+                body = buffer[stop + 8 : last] if length else b""
+                message, unreadable = decode_properties(properties, body)
+                self.ready.append(
+                    Inbound(channel, DELIVER, method, message, unreadable, properties)
+                )
+                self.frames += 3 if length else 2
+                self.partial.pop(channel, None)
+                return last + 1 - start
+        self.take(METHOD, channel, method)
+        return 0
 
     def take(self, kind: int, channel: int, payload: bytes) -> None:
         self.frames += 1
@@ -143,33 +190,29 @@ class FrameReader:
         partial = self.partial.get(channel)
         if partial is None or partial.missing >= 0 or len(payload) < 14:
             raise WireError("a content header out of place")
-        message, unreadable = decode_properties(payload, 12)
-        partial.inbound.message, partial.inbound.unreadable = message, unreadable
-        partial.inbound.properties = payload[12:]
+        partial.properties = payload[12:]
         _, _, partial.missing = body_head.unpack_from(payload)
         if partial.missing > LARGEST_BODY:
             raise WireError(f"a message of {partial.missing} bytes")
         if not partial.missing:
-            self.finish(channel, partial, b"")
+            self.finish(channel, partial)
 
     def take_body(self, channel: int, payload: bytes) -> None:
         partial = self.partial.get(channel)
         if partial is None or partial.missing < len(payload):
             raise WireError("a content body out of place")
         partial.missing -= len(payload)
-        if partial.missing:
-            partial.chunks = partial.chunks or []
-            partial.chunks.append(payload)
-        elif partial.chunks:
-            self.finish(channel, partial, b"".join([*partial.chunks, payload]))
-        else:
-            self.finish(channel, partial, payload)
+        partial.chunks.append(payload)
+        if not partial.missing:
+            self.finish(channel, partial)
 
-    def finish(self, channel: int, partial: Partial, body: bytes) -> None:
+    def finish(self, channel: int, partial: Partial) -> None:
         del self.partial[channel]
-        assert partial.inbound.message is not None
-        partial.inbound.message = replace(partial.inbound.message, body=body)
-        self.ready.append(partial.inbound)
+        inbound = partial.inbound
+        inbound.properties = partial.properties
+        body = b"".join(partial.chunks)
+        inbound.message, inbound.unreadable = decode_properties(inbound.properties, body)
+        self.ready.append(inbound)
 
 
 class Deliver(NamedTuple):
@@ -188,6 +231,12 @@ def decode_deliver(arguments: bytes) -> Deliver:
     except (struct_error, IndexError) as error:
         raise WireError(f"basic.deliver is cut short: {error}") from error
     return Deliver(arguments[5 : 5 + size], tag, bool(redelivered & 1))
+
+
+def decode_delivered(arguments: bytes) -> tuple[int, int]:
+    """Delivery tag, and whether it was redelivered, of basic.deliver."""
+    tag, redelivered = tag_and_bit.unpack_from(arguments, 5 + arguments[4])
+    return tag, redelivered & 1
 
 
 def decode_settled(arguments: bytes) -> tuple[int, bool]:
@@ -209,30 +258,40 @@ def decode_refusal(arguments: bytes) -> tuple[int, str]:
     return code, text
 
 
-def decode_properties(payload: bytes, offset: int) -> tuple[Message, str | None]:
-    """A message without its body, and what of it could not be read, if anything.
+def decode_properties(properties: bytes, body: bytes) -> tuple[Message, str | None]:
+    """The message that they and `body` are, and what of it could not be read, if anything.
 
     Each property is read by itself, so that one bad one costs no other, as long as it is known
     where it ends.
     """
     found: dict[str, Any] = {}
     unreadable = None
+    offset = 2
     try:
-        (flags,) = short.unpack_from(payload, offset)
-        offset += 2
-        for name, bit, read in PROPERTIES:
-            if not flags & bit:
-                continue
-            if name == "headers":
-                found[name], offset, unreadable = read_headers(payload, offset)
+        for name, read in layout((properties[0] << 8 | properties[1]) & ALL_FLAGS):
+            if read is None:
+                found[name], offset, unreadable = read_headers(properties, offset)
+            elif name is None:
+                _, offset = read(properties, offset)
             else:
-                found[name], offset = read(payload, offset)
+                found[name], offset = read(properties, offset)
     except (struct_error, IndexError) as error:
         unreadable = f"the properties are cut short: {error}"
-    for name in ("delivery_mode", "expiration", "user_id", "cluster_id"):
-        found.pop(name, None)
-    found.setdefault("priority", DEFAULT_PRIORITY)
-    return Message(body=b"", **found), unreadable
+    return Message(body=body, **found), unreadable
+
+
+@cache
+def layout(flags: int) -> tuple[tuple[str | None, Any], ...]:
+    """Name and reader of each property that is there. Headers have no reader of the common kind,
+    and what is read past, because a Message does not have it, has no name."""
+    return tuple(
+        (
+            name if name in Message.__struct_fields__ else None,
+            None if name == "headers" else read,
+        )
+        for name, bit, read in PROPERTIES
+        if flags & bit
+    )
 
 
 def read_text(buffer: bytes, offset: int) -> tuple[str, int]:
@@ -374,6 +433,8 @@ PROPERTIES = (
     ("cluster_id", 0x0004, read_text),
 )
 """Name, flag and reader of each property of the class basic, in the order of the wire."""
+
+ALL_FLAGS = 0xFFFC
 
 
 # -- writing -----------------------------------------------------------------------------------
