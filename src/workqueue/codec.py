@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -74,7 +75,7 @@ def decode(
     compressed, or claims to be something that only code could read.
     """
     media, charset = media_type(content_type)
-    if any(word in media for word in RUNS_CODE):
+    if runs_code(media):
         raise BadPayload(f"content type {media} is not accepted: reading it could run code")
     compression = compression_of(content_encoding, headers or {})
     if compression:
@@ -88,6 +89,12 @@ def decode(
     return body
 
 
+@lru_cache(256)
+def runs_code(media: str) -> bool:
+    return any(word in media for word in RUNS_CODE)
+
+
+@lru_cache(256)
 def media_type(content_type: str | None) -> tuple[str, str]:
     """The type and its charset, both in lower case; the charset of text is UTF-8 unless named."""
     media, *parameters = (content_type or "").lower().split(";")

@@ -74,14 +74,37 @@ class Delivery(Struct, frozen=True, kw_only=True, eq=False):
     receipt: Any = None
 
 
-class Lost(threading.Event):
+class Lost:
     """Set once the broker has taken a job's message away, perhaps to hand it to another worker.
 
     True or false in an `if`; `wait(seconds)` sleeps and returns early, with True, when it is set.
+    There is one for every job and hardly any is waited for: the event is made by who waits.
     """
 
+    __slots__ = ("event", "told")
+
+    def __init__(self) -> None:
+        self.told = False
+        self.event: threading.Event | None = None
+
     def __bool__(self) -> bool:
-        return self.is_set()
+        return self.told
+
+    def is_set(self) -> bool:
+        return self.told
+
+    def set(self) -> None:
+        self.told = True
+        if self.event is not None:
+            self.event.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        with making_events:
+            self.event = self.event or threading.Event()
+        return self.told or self.event.wait(timeout)
+
+
+making_events = threading.Lock()
 
 
 class Job(Struct, Generic[Payload], frozen=True, kw_only=True):

@@ -305,6 +305,14 @@ class Consumer(Protocol):
         """
         ...
 
+    def hold(self, prefetch: int) -> None:
+        """From now on at most `prefetch` deliveries are out [test_holding_more], 0 being unlimited.
+
+        What was received already stays out, and counts [test_holding_less]; what `receive` has
+        not returned and is too much goes back to the queue. Settling goes on.
+        """
+        ...
+
     def pause(self) -> None:
         """No new deliveries from now on; what `receive` has not returned goes back to the queue.
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import FrameType
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from workqueue.errors import (
 )
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
+from workqueue.prefetch import LONGEST_WAIT, Pace
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions, check_timeout
 from workqueue.runners.handler import Handler
@@ -65,6 +67,13 @@ FINISHING_TIME = 5.0
 TURN = 1.0
 """Seconds. The longest wait in one turn."""
 
+LOOK_EVERY = 0.02
+"""Seconds between looks at how long what has not begun is waiting already."""
+
+MOST_AT_ONCE = 1_000
+"""Deliveries taken in one turn where their number is unlimited."""
+
+
 NOTHING_ASKED = TaskOptions()
 
 
@@ -95,11 +104,15 @@ class Worker:
 
     A task that failed is tried again as `retry` says (see RetryPolicy; else as its queue's), and
     then set aside in the dead-letter queue. One that runs longer than `timeout` seconds is
-    stopped, and has failed. `prefetch` is how many deliveries may be out at this worker, running
-    or not: at least one per slot, which is the default and shares work fairly; 0 is unlimited.
-    `grace` (seconds) is how long what runs may go on after the first `stop`. With `ack` "early" a
-    task is acknowledged before it runs: at most once, instead of at least once. `middleware` are
-    objects, or names of plugins.
+    stopped, and has failed. `grace` (seconds) is how long what runs may go on after the first
+    `stop`. With `ack` "early" a task is acknowledged before it runs: at most once, instead of at
+    least once. `middleware` are objects, or names of plugins.
+
+    `prefetch` is how many deliveries may be out at this worker, running or not. By default it is
+    found out: one per slot while tasks are long, which shares work fairly, and with short ones up
+    to 50 ms of work besides; what waits behind a task that turns out long is handed back within
+    about 100 ms (see `prefetch`). A number fixes it, at one per slot or more, and then what was
+    taken is kept; 0 is unlimited.
     """
 
     def __init__(
@@ -129,7 +142,9 @@ class Worker:
                 handler = own_tasks(queue)
             runner = make_runner(handler, runner, middleware, self.middleware)
         self.runner = runner
-        self.prefetch = concurrency if prefetch is None else prefetch and max(prefetch, concurrency)
+        if prefetch is None and ack == "early":
+            prefetch = concurrency  # what is acknowledged cannot be handed back
+        self.prefetch = prefetch and max(prefetch, concurrency)
         self.retry = retry or queue.retry
         self.timeout = timeout
         self.grace = grace
@@ -194,17 +209,24 @@ class Shift:
         self.max_messages = max_messages
         self.tally = Tally()
         self.consumer: Consumer | None = None
+        self.full: Consumer | None = None
         self.let_in = False
-        self.running: set[Delivery] = set()
+        self.pace = Pace(self.worker.concurrency) if worker.prefetch is None else None
+        self.running: dict[Delivery, float] = {}
         self.lost: set[Delivery] = set()
         self.suspects: list[Delivery] = []
         self.on_probation: Delivery | None = None
-        self.began: dict[Delivery, float] = {}
+        self.recalled_at = 0.0
+        self.clock = 1.0
+        self.waits = 0.0
         self.taken = 0
         self.last_arrival = time.monotonic()
         self.put_off = 0.0
         self.next_retry = 0.0
         self.turned_at = time.monotonic()
+        self.talkative = log.isEnabledFor(logging.DEBUG)
+        # Each look at a dead letter counts as a death on some brokers.
+        self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
         self.draining_since: float | None = None
         self.alarm = threading.Event()
@@ -252,7 +274,7 @@ class Shift:
             self.runner.start(self.worker.concurrency, self.ring)
             self.check_timeouts()
             while not self.finished():
-                self.turned_at = time.monotonic()
+                self.keep_time()
                 try:
                     if self.consumer is None:
                         self.consumer = self.connect()
@@ -263,6 +285,12 @@ class Shift:
             return self.tally
         finally:
             self.leave()
+
+    def keep_time(self) -> None:
+        """`clock` is the time as this thread saw it pass: on a machine with too much to do it is
+        the machine that is late, and not the tasks."""
+        before, self.turned_at = self.turned_at, time.monotonic()
+        self.clock += min(self.turned_at - before, self.waits + LOOK_EVERY)
 
     def check_timeouts(self) -> None:
         """Before anything is taken: Unsupported where a timeout could not be kept."""
@@ -285,10 +313,13 @@ class Shift:
         """Settle what has ended, take what can be started, begin it."""
         self.heed_stops(consumer)
         self.settle(consumer)
-        received = self.receive(consumer, self.room(), self.patience())
+        self.keep_pace(consumer)
+        self.waits = self.patience()
+        received = self.receive(consumer, self.room(), self.waits)
         for delivery in received:
             self.begin(consumer, delivery)
         self.begin_suspect(consumer)
+        self.take_no_more(consumer)
         self.expect_retries(consumer)
         if received or consumer.unsettled:
             self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
@@ -306,15 +337,50 @@ class Shift:
         """How many more can be started now."""
         if self.draining_since is not None or self.suspects or self.suspect_runs():
             return 0
-        free = self.worker.concurrency - len(self.running) - len(self.lost)
+        free = self.most() - len(self.running) - len(self.lost)
         if self.max_messages is not None:
             free = min(free, self.max_messages - self.taken)
         return max(free, 0)
 
+    def most(self) -> int:
+        """How many deliveries may be out, begun or not."""
+        if self.pace is not None:
+            return self.pace.held
+        return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
+
     def patience(self) -> float:
         if self.until_empty and not self.running:
             return min(TURN, max(0.01, self.last_arrival + IDLE_BEFORE_EMPTY - time.monotonic()))
-        return 0.1 if self.draining_since is not None else TURN
+        if self.draining_since is not None:
+            return 0.1
+        if self.pace is not None and len(self.running) > self.worker.concurrency:
+            return LOOK_EVERY
+        return TURN
+
+    # -- holding more than runs
+
+    def keep_pace(self, consumer: Consumer) -> None:
+        """Hold as many deliveries as suit the tasks, and none behind a task that turns out long."""
+        pace = self.pace
+        if pace is None or self.draining_since is not None or self.all_taken():
+            return
+        if self.suspects and pace.held > self.worker.concurrency:
+            pace.shrink()  # what is held beside one of them shares its fate
+            consumer.hold(pace.held)
+        elif self.longest_wait() > LONGEST_WAIT:
+            self.recalled_at = self.clock
+            if pace.held > self.worker.concurrency:
+                pace.shrink()
+                consumer.hold(pace.held)  # before anything goes back, or it might come here again
+            self.runner.recall()
+        elif pace.changed(self.clock):
+            consumer.hold(pace.held)
+
+    def longest_wait(self) -> float:
+        """How long the oldest of what has not begun has been here. Jobs are begun in the order in
+        which they came: it is the first after as many as there are slots."""
+        oldest = islice(self.running.values(), self.worker.concurrency, None)
+        return self.clock - max(next(oldest, self.clock), self.recalled_at)
 
     def expect_retries(self, consumer: Consumer) -> None:
         """From when the broker has what was put off, its delay counts, and a hundredth more."""
@@ -338,9 +404,17 @@ class Shift:
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
         return not stats.ready and stats.consumers != 0
 
+    def take_no_more(self, consumer: Consumer) -> None:
+        """Once all were taken that are to be run, the consumer keeps no others from others."""
+        if self.all_taken() and self.full is not consumer:
+            self.full = consumer
+            consumer.pause()
+
+    def all_taken(self) -> bool:
+        return self.max_messages is not None and self.taken >= self.max_messages
+
     def enough(self) -> bool:
-        enough = self.max_messages is not None and self.taken >= self.max_messages
-        return enough and not self.suspects
+        return self.all_taken() and not self.suspects and not self.running
 
     # -- one delivery
 
@@ -348,7 +422,7 @@ class Shift:
         self.taken += 1
         if refusal := self.refusal(delivery):
             consumer.settle([self.record(refusal)])
-        elif delivery.deaths >= SUSPECT_DEATHS and not is_dead(delivery):
+        elif delivery.deaths >= SUSPECT_DEATHS and not self.on_dead_letters:
             self.suspects.append(delivery)
         else:
             self.run(consumer, delivery)
@@ -357,26 +431,31 @@ class Shift:
         """What must not even be tried. Whoever works on dead letters knows what they are."""
         if delivery.unreadable:
             return Reject(delivery, delivery.unreadable)
-        if is_dead(delivery):
+        if self.on_dead_letters:
             return None
         if delivery.deaths > MOST_DEATHS:
             return Reject(delivery, f"{delivery.deaths} workers were lost while they had it")
-        expires_at = delivery.message.headers.get(EXPIRES_AT)
+        headers = delivery.message.headers
+        expires_at = headers.get(EXPIRES_AT) if headers else None
         if isinstance(expires_at, int | float) and expires_at <= time.time():
             return Reject(delivery, "expired")
         return None
 
     def run(self, consumer: Consumer, delivery: Delivery) -> None:
-        self.running.add(delivery)
-        self.began[delivery] = time.monotonic()
         if self.worker.ack == "early":
             consumer.settle([Ack(delivery)])
+        self.hand_over(delivery)
+        if self.worker.middleware:
+            self.tell("begun", delivery)
+
+    def hand_over(self, delivery: Delivery) -> None:
+        self.running[delivery] = self.clock
         timeout = self.asked_by(delivery).timeout
         self.runner.run(delivery, self.worker.timeout if timeout is None else timeout)
-        self.tell("begun", delivery)
 
     def asked_by(self, delivery: Delivery) -> TaskOptions:
-        return self.runner.options.get(delivery.message.type or "", NOTHING_ASKED)
+        options = self.runner.options
+        return options.get(delivery.message.type or "", NOTHING_ASKED) if options else NOTHING_ASKED
 
     def begin_suspect(self, consumer: Consumer) -> None:
         """One of them, once nothing else runs. At random: if it is the one that ends us, the
@@ -393,26 +472,65 @@ class Shift:
 
     def suspect_runs(self) -> bool:
         """Whether one runs, and not yet so long that it counts as innocent."""
-        if self.on_probation not in self.running:
-            return False
-        return time.monotonic() - self.began[self.on_probation] < PROBATION
+        began = self.running.get(self.on_probation) if self.on_probation else None
+        return began is not None and self.clock - began < PROBATION
 
     def settle(self, consumer: Consumer) -> None:
+        """Whatever has ended since the last turn, in one batch."""
+        endings = self.runner.endings()
+        if not endings:
+            return
         outcomes: list[Outcome] = []
-        for ending in self.runner.endings():
-            self.last_arrival = time.monotonic()
-            seconds = time.monotonic() - self.began.pop(ending.delivery, time.monotonic())
-            if ending.delivery in self.lost:
-                self.lost.discard(ending.delivery)
-                log.warning("task %s may be done twice: it was lost", name(ending.delivery))
-                continue
-            self.running.discard(ending.delivery)
+        handed_back: list[Outcome] = []
+        self.last_arrival = time.monotonic()
+        for ending in endings:
+            delivery = ending.delivery
+            began = self.running.pop(delivery, None)
+            if began is None:
+                self.forget_lost(ending)
+            elif ending.verdict is not Verdict.UNTOUCHED:
+                outcomes.append(self.outcome(ending, self.clock - began))
+            elif self.keeps(delivery):
+                self.hand_over(delivery)
+            else:
+                handed_back.append(Requeue(delivery))
+        if handed_back:
+            self.count_handed_back(handed_back)
+        if (outcomes or handed_back) and self.worker.ack == "late":
+            consumer.settle([*outcomes, *handed_back])
+
+    def outcome(self, ending: Ending, seconds: float) -> Outcome:
+        """What becomes of it, counted, and told to whoever wants to know."""
+        if ending.verdict is Verdict.DONE:
+            outcome = self.record(Ack(ending.delivery))
+        else:
             outcome = self.record(judge(ending, self.policy(ending.delivery)))
+        if ending.seconds is not None:
+            seconds = ending.seconds
+        if self.pace is not None:
+            self.pace.measure(seconds, len(ending.delivery.message.body), self.clock)
+        if self.worker.middleware:
             self.tell("settled", outcome, seconds)
-            if self.worker.ack == "late":
-                outcomes.append(outcome)
-        if outcomes:
-            consumer.settle(outcomes)
+        return outcome
+
+    def count_handed_back(self, outcomes: list[Outcome]) -> None:
+        """They were never begun, and are as good as never taken."""
+        self.taken -= len(outcomes)
+        self.tally.handed_back += len(outcomes)
+        log.info("%d tasks that were not begun handed back", len(outcomes))
+        for outcome in outcomes:
+            self.tell("settled", outcome, 0.0)
+
+    def keeps(self, delivery: Delivery) -> bool:
+        """Whether it is not handed back once more: where hand-backs are counted as deaths, it came
+        back too often already, and would soon run alone or be set aside."""
+        kept = delivery.deaths > 0 or self.all_taken()
+        return kept and self.draining_since is None
+
+    def forget_lost(self, ending: Ending) -> None:
+        self.lost.discard(ending.delivery)
+        if ending.verdict is not Verdict.UNTOUCHED:
+            log.warning("task %s may be done twice: it was lost", name(ending.delivery))
 
     def policy(self, delivery: Delivery) -> RetryPolicy:
         return self.asked_by(delivery).policy(self.worker.retry)
@@ -423,7 +541,8 @@ class Shift:
         match outcome:
             case Ack():
                 self.tally.done += 1
-                log.debug("task %s done", name(delivery))
+                if self.talkative:
+                    log.debug("task %s done", name(delivery))
             case Retry(_, reason, delay, failed):
                 self.tally.retried += 1
                 self.put_off = max(self.put_off, delay)
@@ -443,6 +562,7 @@ class Shift:
         if self.stops and self.draining_since is None:
             self.draining_since = time.monotonic()
             consumer.pause()
+            self.runner.recall()
             if self.suspects:
                 consumer.settle([self.record(Requeue(delivery)) for delivery in self.suspects])
                 self.suspects.clear()
@@ -507,12 +627,19 @@ class Shift:
                 log.info("made queue %s", self.queue.name)
             self.let_in = True
         try:
-            return self.queue.transport.consumer(self.queue.name, self.worker.prefetch)
+            return self.queue.transport.consumer(self.queue.name, self.prefetch())
         except QueueNotFound:
             # Deleted under us. Whoever still sends to it expects it to be worked on.
             log.warning("queue %s was deleted: making it again", self.queue.name)
             self.queue.declare()
-            return self.queue.transport.consumer(self.queue.name, self.worker.prefetch)
+            return self.queue.transport.consumer(self.queue.name, self.prefetch())
+
+    def prefetch(self) -> int:
+        """For a new consumer: from the slots upwards again, where it is found out."""
+        if self.pace is None:
+            return self.worker.prefetch or 0
+        self.pace.shrink()
+        return self.pace.held
 
     def may_get_better(self, error: BaseException) -> bool:
         """A worker that was let in once goes on trying: passwords are changed, disks are freed."""
@@ -552,8 +679,7 @@ class Shift:
     def lose(self, deliveries: list[Delivery]) -> None:
         """They are others' now. Their handlers are told, and their endings settle nothing."""
         self.suspects = [delivery for delivery in self.suspects if delivery not in deliveries]
-        lost = [delivery for delivery in deliveries if delivery in self.running]
-        self.running.difference_update(lost)
+        lost = [delivery for delivery in deliveries if self.running.pop(delivery, None)]
         self.lost.update(lost)
         self.tally.lost += len(lost)
         self.runner.lose(lost)
@@ -561,9 +687,8 @@ class Shift:
     def forget_ended(self) -> None:
         """While there is no connection, lost tasks go on ending."""
         for ending in self.runner.endings():
-            self.running.discard(ending.delivery)
+            self.running.pop(ending.delivery, None)
             self.lost.discard(ending.delivery)
-            self.began.pop(ending.delivery, None)
 
 
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
@@ -574,7 +699,7 @@ def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
     match ending.verdict:
         case Verdict.DONE:
             return Ack(delivery)
-        case Verdict.STOPPED:
+        case Verdict.STOPPED | Verdict.UNTOUCHED:
             return Requeue(delivery)
         case Verdict.REJECTED:
             return Reject(delivery, reason, ending.error)
@@ -588,11 +713,6 @@ def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
             if pause is None:
                 return Reject(delivery, reason, ending.error)
             return Retry(delivery, reason, pause)
-
-
-def is_dead(delivery: Delivery) -> bool:
-    """Whether it is a dead letter: each look at one counts as a death on some brokers."""
-    return delivery.queue.endswith(DEAD_SUFFIX)
 
 
 def name(delivery: Delivery) -> str:

@@ -155,6 +155,25 @@ class Promises:
         assert sorted(heavy.values()) == [4, 4]
         assert makespan < 4.0 * 0.8, "one worker alone would need 4 s, two at best 2 s"
 
+    def test_fair_without_a_number(self, desk: Desk) -> None:
+        """Workers that have found that tasks are tiny, and hold many, share long ones all the same:
+        what waits behind one of them is handed back."""
+        assert desk.run("declare", "q").code == 0
+        workers = [desk.work("q") for _ in range(2)]
+        desk.until(lambda: desk.status("q")["consumers"] >= 2, "both workers")
+        desk.send("q", *(f"sleep 0 tiny {n}" for n in range(1000)))
+        desk.until_done(1000)
+        desk.send("q", *(f"sleep {1 if n % 2 else 0} {n}" for n in range(12)))
+        desk.until_done(1012)
+        heavy = [entry for entry in desk.journal() if entry["body"].startswith("sleep 1 ")]
+        for worker in workers:
+            worker.send(signal.SIGTERM)
+            assert worker.wait().code == 0
+        assert {entry["attempt"] for entry in desk.journal("done")} == {1}
+        assert len(desk.journal("done")) == 1012, "each once"
+        makespan = max(e["at"] for e in heavy) - min(e["at"] for e in heavy)
+        assert makespan < 3.0 * 1.15, "three seconds for each, side by side"
+
     def makespan(self, desk: Desk) -> float:
         began = min(entry["at"] for entry in desk.journal("start"))
         ended = max(entry["at"] for entry in desk.journal("done"))

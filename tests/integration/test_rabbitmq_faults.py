@@ -20,7 +20,7 @@ from workqueue.cli.torture.proxy import Proxy
 from workqueue.errors import ConnectionLost, DeliveriesLost
 from workqueue.message import Message, new_id
 from workqueue.testing import eventually
-from workqueue.transport import Ack, QueueSpec
+from workqueue.transport import Ack, QueueSpec, Requeue
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
@@ -283,6 +283,69 @@ def test_prefetch_zero_is_the_tutorials_other_behaviour(desk: Desk) -> None:
     first.send(signal.SIGTERM)
     assert first.wait().code == 0
     assert {entry["worker"] for entry in desk.journal("done")} == {first.pid}
+
+
+def test_what_came_with_an_answer_is_not_waited_for(vhost: Vhost) -> None:
+    """Deliveries that were read while an answer was awaited are handed out without another read."""
+    transport = RabbitMQTransport(vhost.url)
+    transport.declare(QueueSpec(name="q"))
+    consumer = transport.consumer("q", 5)
+    publisher = transport.publisher()
+    publisher.publish("q", [Message(body=b"%d" % n) for n in range(5)], PATIENCE)
+
+    def arrived_with_an_answer() -> bool:
+        """an answer came, and the deliveries before it"""
+        consumer.link.channel().close()
+        return len(consumer.arrivals) == 5
+
+    eventually(arrived_with_an_answer, within=PATIENCE)
+    began = time.monotonic()
+    received = consumer.receive(5, PATIENCE)
+    assert time.monotonic() - began < PATIENCE / 2
+    assert [delivery.message.body for delivery in received] == [b"0", b"1", b"2", b"3", b"4"]
+    consumer.close()
+    publisher.close()
+
+
+def test_an_empty_body_ends_no_connection(vhost: Vhost) -> None:
+    """It has no body frame: one of length 0 would be a protocol error to the broker (505)."""
+    transport = RabbitMQTransport(vhost.url)
+    transport.declare(QueueSpec(name="q"))
+    publisher = transport.publisher()
+    bodies = [b"before", b"", b"", b"after"]
+    publisher.publish("q", [Message(body=body) for body in bodies], PATIENCE)
+    publisher.publish("q", [Message(body=b"again")], PATIENCE)
+    consumer = transport.consumer("q", 10)
+    seen: list[bytes] = []
+
+    def all_there() -> bool:
+        """all five"""
+        seen.extend(delivery.message.body for delivery in consumer.receive(10, 1.0))
+        return len(seen) == 5
+
+    eventually(all_there, within=PATIENCE)
+    assert seen == [*bodies, b"again"]
+    consumer.close()
+    publisher.close()
+
+
+@pytest.mark.rabbitmq("4.0", "4.3")
+def test_a_message_that_came_back_thrice_is_kept(vhost: Vhost) -> None:
+    """Where hand-backs count among the deaths, and for ever where they do not."""
+    transport = RabbitMQTransport(vhost.url)
+    transport.declare(QueueSpec(name="q"))
+    publisher = transport.publisher()
+    publisher.publish("q", [Message(body=b"x")], PATIENCE)
+    consumer = transport.consumer("q", 1)
+    deaths = []
+    for _ in range(6):
+        [delivery] = eventually(lambda: consumer.receive(1, 1.0), within=PATIENCE)
+        deaths.append(delivery.deaths)
+        consumer.settle([Requeue(delivery)])
+    counted = consumer.link.abilities.counts_hand_backs
+    assert deaths == ([0, 0, 0, 1, 2, 3] if counted else [0] * 6)
+    consumer.close()
+    publisher.close()
 
 
 # -- what cannot be sent -----------------------------------------------------------------------

@@ -686,7 +686,8 @@ def test_a_lost_consumer_loses_what_ran() -> None:
         if not job.redelivered:
             told.append(job.lost.wait(ENOUGH))
 
-    transport = FaultyTransport(memory, Fault("receive", 2))
+    # In the second call the worker waits, and the handler begins.
+    transport = FaultyTransport(memory, Fault("receive", 3))
     tally = Worker(queue_on(transport), handle).run(until_empty=True)
     assert told == [True]
     assert tally == Tally(done=1, lost=1)
@@ -878,9 +879,9 @@ def test_every_ending_has_an_outcome(verdict: Verdict, attempt: int, outcome: st
 
 
 @pytest.mark.parametrize(
-    ("given", "prefetch"), [(None, 3), (0, 0), (1, 3), (3, 3), (10, 10)], ids=str
+    ("given", "prefetch"), [(None, None), (0, 0), (1, 3), (3, 3), (10, 10)], ids=str
 )
-def test_prefetch_is_at_least_a_message_per_slot(given: int | None, prefetch: int) -> None:
+def test_prefetch_is_at_least_a_message_per_slot(given: int | None, prefetch: int | None) -> None:
     """0 is unlimited, and none is one per slot."""
     assert (
         Worker(queue_on(MemoryTransport()), print, concurrency=3, prefetch=given).prefetch
@@ -908,3 +909,140 @@ def test_workers_that_cannot_be(handler: Any, options: dict[str, Any]) -> None:
     """ConfigError when they are made, not when they run."""
     with pytest.raises(ConfigError):
         Worker(queue_on(MemoryTransport()), handler, **options)
+
+
+# -- holding more than runs --------------------------------------------------------------------
+
+
+class Stumble:
+    """A handler that is quick, until the job with the number `at` waits to be let through."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.open = threading.Event()
+        self.seen: list[int] = []
+
+    def __call__(self, job: Job[int]) -> None:
+        self.seen.append(job.payload)
+        if job.payload == self.at:
+            assert self.open.wait(ENOUGH)
+
+    @property
+    def stumbled(self) -> bool:
+        return self.at in self.seen
+
+
+class CountingRunner(ThreadRunner):
+    """Counts how often what has not begun was asked back."""
+
+    recalls = 0
+
+    def recall(self) -> None:
+        self.recalls += 1
+        super().recall()
+
+
+def test_short_tasks_are_held_in_advance() -> None:
+    """The worker finds out by itself that it may."""
+    transport = MemoryTransport()
+    filled(transport, 300)
+    worker_ = Worker(queue_on(transport), lambda job: None)
+    assert worker_.run(until_empty=True).done == 300
+    assert worker_.shift
+    assert worker_.shift.pace
+    assert worker_.shift.pace.held > 8
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_what_waits_behind_a_long_task_is_handed_back(concurrency: int) -> None:
+    """Others can have it at once; in the end each was handled once, at its first attempt."""
+    transport = MemoryTransport()
+    filled(transport, 300)
+    handle = Stumble(at=200)
+    gates = [handle.open]
+    if concurrency > 1:  # all slots are held up
+        block = threading.Event()
+        gates.append(block)
+        quick = handle.__call__
+
+        def call(job: Job[int]) -> None:
+            quick(job)
+            if 200 < job.payload < 200 + concurrency:
+                assert block.wait(ENOUGH)
+
+    else:
+        call = handle
+    with running(Worker(queue_on(transport), call, concurrency=concurrency)) as tallies:
+        eventually(lambda: handle.stumbled, within=ENOUGH)
+        eventually(lambda: transport.stats("jobs").in_flight == concurrency, within=ENOUGH)
+        assert transport.stats("jobs").ready == 300 - 200 - concurrency
+        for gate in gates:
+            gate.set()
+        eventually(lambda: done(transport), within=ENOUGH)
+    assert sorted(handle.seen) == list(range(300))
+    [tally] = tallies
+    assert (tally.done, tally.retried, tally.dead) == (300, 0, 0)
+
+
+def test_with_a_number_what_was_taken_is_kept() -> None:
+    """`prefetch` is what may be out, and nothing goes back before the end."""
+    transport = MemoryTransport()
+    filled(transport, 20)
+    gate = Gate()
+    runner = CountingRunner(gate)
+    with running(Worker(queue_on(transport), runner=runner, prefetch=5)) as tallies:
+        eventually(lambda: transport.stats("jobs").in_flight == 5)
+        assert len(gate.inside) == 1
+        assert runner.recalls == 0
+        worker_tally = tallies
+        threading.Timer(0.2, gate.open.set).start()
+        eventually(lambda: done(transport), within=ENOUGH)
+    assert worker_tally[0] == Tally(done=20)
+
+
+def test_a_stopping_worker_hands_back_what_it_has_not_begun() -> None:
+    """While what runs goes on."""
+    transport = MemoryTransport()
+    filled(transport, 10)
+    gate = Gate()
+    worker_ = Worker(queue_on(transport), gate, concurrency=2, prefetch=8)
+    with running(worker_) as tallies:
+        eventually(lambda: len(gate.inside) == 2)
+        eventually(lambda: transport.stats("jobs").in_flight == 8)
+        worker_.stop()
+        eventually(lambda: transport.stats("jobs").in_flight == 2)
+        assert transport.stats("jobs").ready == 8
+        gate.open.set()
+    assert tallies == [Tally(done=2, handed_back=6)]
+
+
+def test_a_lost_consumer_loses_what_waits_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only what was begun may be done twice; the rest is simply handled."""
+    memory = MemoryTransport()
+    ids = filled(memory, 6)
+    seen: list[str | None] = []
+
+    def handle(job: Job[Any]) -> None:
+        seen.append(job.id)
+        if not job.redelivered:
+            assert job.lost.wait(ENOUGH)
+
+    transport = FaultyTransport(memory, Fault("receive", 3))
+    Worker(queue_on(transport), handle, prefetch=6).run(until_empty=True)
+    assert Counter(seen) == Counter([ids[0], *ids])
+    assert done(memory)
+
+
+@pytest.mark.parametrize("prefetch", [None, 0, 50])
+def test_max_messages_are_run_although_more_could_be_held(prefetch: int | None) -> None:
+    """So many and no more, and what was held besides is there for others."""
+    transport = MemoryTransport()
+    filled(transport, 300)
+    seen: list[int] = []
+    worker_ = Worker(queue_on(transport), lambda job: seen.append(job.payload), prefetch=prefetch)
+    assert worker_.run(max_messages=250).done == 250
+    assert seen == list(range(250))
+    stats = transport.stats("jobs")
+    assert (stats.ready, stats.in_flight) == (50, 0)

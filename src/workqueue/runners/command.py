@@ -25,6 +25,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery
 from workqueue.retry import TaskOptions
@@ -102,6 +104,18 @@ class CommandRunner:
             self.timeouts[delivery] = timeout
         self.waiting.put(delivery)
 
+    def recall(self) -> None:
+        try:
+            while (delivery := self.waiting.get_nowait()) is not None:
+                self.timeouts.pop(delivery, None)
+                self.end(Ending(delivery, Verdict.UNTOUCHED))
+        except queue.Empty:
+            pass
+
+    def end(self, ending: Ending) -> None:
+        self.ended.append(ending)
+        self.ring()
+
     def endings(self) -> list[Ending]:
         ended = []
         while self.ended:
@@ -144,8 +158,9 @@ class CommandRunner:
 
     def work(self) -> None:
         while (delivery := self.waiting.get()) is not None:
-            self.ended.append(self.run_one(delivery))
-            self.ring()
+            began = time.monotonic()
+            ending = self.run_one(delivery)
+            self.end(replace(ending, seconds=time.monotonic() - began))
 
     def run_one(self, delivery: Delivery) -> Ending:
         timeout = self.timeouts.pop(delivery, None)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from msgspec.structs import replace
 
 from workqueue.errors import BadPayload, HandlerNotFound
 from workqueue.message import Delivery, Job, Lost
@@ -28,7 +31,8 @@ CLOSING_TIME = 2.0
 
 
 class AsyncRunner:
-    """Each job is a task of asyncio; one that is stopped, lost or late is cancelled."""
+    """Each job is a task of asyncio; one that is stopped, lost or late is cancelled. No more run
+    at once than there are slots; the others wait for their turn."""
 
     def __init__(self, handler: Handler) -> None:
         name = getattr(handler, "__qualname__", repr(handler))
@@ -43,6 +47,8 @@ class AsyncRunner:
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         self.ring = ring
+        self.slots = slots
+        self.waiting: deque[tuple[Delivery, float | None]] = deque()
         self.ended: deque[Ending] = deque()
         self.running: dict[Delivery, asyncio.Task[None]] = {}
         self.losses: dict[Delivery, Lost] = {}
@@ -68,6 +74,9 @@ class AsyncRunner:
             self.losses.pop(ended[-1].delivery, None)
         return ended
 
+    def recall(self) -> None:
+        self.loop.call_soon_threadsafe(self.give_up_waiting, Verdict.UNTOUCHED)
+
     def lose(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             if delivery in self.losses:
@@ -75,6 +84,7 @@ class AsyncRunner:
                 self.loop.call_soon_threadsafe(self.cancel, delivery)
 
     def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.give_up_waiting, Verdict.STOPPED)
         self.lose(list(self.losses))
 
     def close(self) -> None:
@@ -88,16 +98,34 @@ class AsyncRunner:
     # -- on the loop
 
     def begin(self, delivery: Delivery, timeout: float | None) -> None:
-        self.running[delivery] = self.loop.create_task(self.run_one(delivery, timeout))
+        self.waiting.append((delivery, timeout))
+        self.begin_next()
+
+    def begin_next(self) -> None:
+        while self.waiting and len(self.running) < self.slots:
+            delivery, timeout = self.waiting.popleft()
+            self.running[delivery] = self.loop.create_task(self.run_one(delivery, timeout))
+
+    def give_up_waiting(self, verdict: Verdict) -> None:
+        while self.waiting:
+            self.end(Ending(self.waiting.popleft()[0], verdict))
 
     def cancel(self, delivery: Delivery) -> None:
         if delivery in self.running:
-            self.running[delivery].cancel()
+            # Not before its first step, in which it would end without a word.
+            self.loop.call_soon(self.running[delivery].cancel)
+
+    def end(self, ending: Ending) -> None:
+        self.ended.append(ending)
+        self.ring()
 
     async def run_one(self, delivery: Delivery, timeout: float | None) -> None:
         lost = self.losses.get(delivery) or Lost()
         ending = Ending(delivery, Verdict.STOPPED)
+        began = time.monotonic()
         try:
+            if lost:
+                return  # while it waited for its turn
             ending = await self.ending(make_job(delivery, lost), delivery, timeout)
         except BadPayload as error:
             ending = Ending(delivery, Verdict.REJECTED, one_line(str(error)))
@@ -106,9 +134,10 @@ class AsyncRunner:
         finally:
             if lost:
                 ending = Ending(delivery, Verdict.STOPPED)
+            ending = replace(ending, seconds=time.monotonic() - began)
             del self.running[delivery]
-            self.ended.append(ending)
-            self.ring()
+            self.end(ending)
+            self.begin_next()
 
     async def ending(self, job: Job[Any], delivery: Delivery, timeout: float | None) -> Ending:
         job_here.set(job)  # in the context of this task alone

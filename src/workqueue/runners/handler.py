@@ -9,11 +9,14 @@ import importlib.util
 import inspect
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from msgspec.structs import replace
 
 from workqueue.codec import decode
 from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater
@@ -50,13 +53,17 @@ def handle(
     except BadPayload as error:
         return Ending(delivery, Verdict.REJECTED, one_line(str(error)))
     here = job_here.set(job)
+    began = time.monotonic()
     try:
-        around_handler(middleware, lambda job: finished(handler(job)))(job)
+        if middleware:
+            around_handler(middleware, lambda job: finished(handler(job)))(job)
+        else:
+            finished(handler(job))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is the task's
-        return ending_of(delivery, error)
+        return replace(ending_of(delivery, error), seconds=time.monotonic() - began)
     finally:
         job_here.reset(here)
-    return Ending(delivery, Verdict.DONE)
+    return Ending(delivery, Verdict.DONE, seconds=time.monotonic() - began)
 
 
 def ending_of(delivery: Delivery, error: BaseException) -> Ending:
@@ -72,7 +79,7 @@ def ending_of(delivery: Delivery, error: BaseException) -> Ending:
 
 def finished(result: object) -> object:
     """`result`, or what the coroutine gives that it is."""
-    if not inspect.iscoroutine(result):
+    if result is None or not inspect.iscoroutine(result):
         return result
     if not hasattr(loops, "runner"):
         import asyncio

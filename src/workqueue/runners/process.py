@@ -3,11 +3,16 @@
 A child that crashes, is killed or runs out of memory is the failed attempt of the one job that it
 ran, and is replaced. Children are started afresh, not forked: a forked child would hold the
 broker's connection open after the worker was killed, and keep its messages from going to others.
+
+A child is given a few milliseconds of jobs at once, and its next job while it still runs one. What
+it has not begun can be taken back at any time (see `child` about tokens): when it is held up by a
+long job, when it dies, and when the worker asks.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -28,7 +33,17 @@ from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery
 from workqueue.middleware import Middleware, check_none_wraps
 from workqueue.retry import TaskOptions
-from workqueue.runners.child import LOSE, READY, UNUSABLE, Report, Setup, Task, head
+from workqueue.runners.child import (
+    LOSE,
+    READY,
+    UNUSABLE,
+    Inbox,
+    Report,
+    Setup,
+    Task,
+    head,
+    token,
+)
 from workqueue.runners.guard import Guard
 from workqueue.runners.handler import Handler, name_of
 from workqueue.runners.runner import Ending, Verdict, timed_out
@@ -50,23 +65,40 @@ LOST_NOTICE = 1.0
 RELOAD_LOOK = 0.5
 """Seconds between looks at the handler's files."""
 
+RUN_TIME = 0.005
+"""Seconds of work that a child is given at once."""
+
+LONGEST_RUN = 100
+
+HELD_UP = 0.02
+"""Seconds without a word after which what a child has not begun is given to another."""
+
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A child process and the job in it, if any."""
+    """A child process and its jobs, oldest first, which it began in this order."""
 
     process: subprocess.Popen[bytes]
     jobs: socket.socket
     control: socket.socket
+    tokens: tuple[int, int]
     ready: bool = False
-    delivery: Delivery | None = None
+    given: deque[tuple[int, Delivery]] = field(default_factory=deque)
+    number: int = 0
+    heard_at: float = 0.0
+    held_up: bool = False
     timeout: float | None = None
     stopping: bool = False
     late: bool = False
     stale: bool = False
     writing: bool = False
-    inbox: bytearray = field(default_factory=bytearray)
+    inbox: Inbox = field(default_factory=Inbox)
     outbox: bytearray = field(default_factory=bytearray)
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """What it runs, unless that is done and not reported yet."""
+        return self.given[0][1] if self.given else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +112,7 @@ class Alarm:
     late: bool = False
 
 
-Word = Literal["run", "lose", "stop", "close"]
+Word = Literal["run", "recall", "lose", "stop", "close"]
 
 
 class ProcessRunner:
@@ -116,6 +148,10 @@ class ProcessRunner:
         self.backlog: deque[tuple[Delivery, float | None]] = deque()
         self.alarms: list[Alarm] = []
         self.stopping = False
+        self.news = False
+        self.mean = 0.0
+        self.encoder = msgspec.msgpack.Encoder(enc_hook=str)
+        self.decoder = msgspec.msgpack.Decoder(Report)
         self.options: Mapping[str, TaskOptions] = {}
         self.files: dict[str, float] = {}
         self.vacant = 0
@@ -144,6 +180,9 @@ class ProcessRunner:
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
         self.order("run", delivery, timeout)
+
+    def recall(self) -> None:
+        self.order("recall")
 
     def endings(self) -> list[Ending]:
         ended = []
@@ -187,51 +226,130 @@ class ProcessRunner:
             self.sound_alarms()
             if self.reload and self.files_changed():
                 self.replace_children()
+            self.relieve()
             self.assign()
+            if self.news:
+                self.news = False
+                self.ring()
 
     def patience(self) -> float | None:
-        longest = RELOAD_LOOK if self.reload else None
-        if not self.alarms:
-            return longest
-        soonest = max(0.0, min(alarm.at for alarm in self.alarms) - time.monotonic())
-        return soonest if longest is None else min(soonest, longest)
+        now = time.monotonic()
+        waits = [alarm.at - now for alarm in self.alarms]
+        waits += [slot.heard_at + HELD_UP - now for slot in self.slots if len(slot.given) > 1]
+        if self.reload:
+            waits.append(RELOAD_LOOK)
+        return max(0.0, min(waits)) if waits else None
 
     def obey(self, word: Word, delivery: Delivery | None, timeout: float | None) -> None:
         match word:
             case "run":
                 assert delivery is not None
                 self.backlog.append((delivery, timeout))
+            case "recall":
+                self.take_all_back()
+                self.end_backlog(Verdict.UNTOUCHED)
             case "lose":
                 self.tell_of_loss(delivery)
             case "stop":
                 self.stopping = True
-                for waiting, _ in self.backlog:
-                    self.end(Ending(waiting, Verdict.STOPPED))
-                self.backlog.clear()
+                self.take_all_back()
+                self.end_backlog(Verdict.STOPPED)
                 for slot in self.slots:
-                    if slot.delivery:
+                    if slot.given:
                         self.interrupt(slot)
 
+    def end_backlog(self, verdict: Verdict) -> None:
+        for waiting, _ in self.backlog:
+            self.end(Ending(waiting, verdict))
+        self.backlog.clear()
+
+    # -- giving jobs to children, and taking them back
+
     def assign(self) -> None:
-        """Jobs that wait go to children that are ready and idle."""
+        """Jobs that wait go to children that are idle, and then to those that soon will be."""
+        if not self.backlog:
+            return
+        now = time.monotonic()
+        ready = [slot for slot in self.slots if slot.ready and not (slot.stopping or slot.stale)]
+        for slot in ready:
+            if self.backlog and not slot.given:
+                self.give(slot, 1)
+        run = max(2, min(LONGEST_RUN, int(RUN_TIME / self.mean) if self.mean else 2))
+        for index, slot in enumerate(ready):
+            soon = len(slot.given) <= run // 2 and now - slot.heard_at < HELD_UP
+            if self.backlog and soon and not slot.held_up:
+                share = -(-len(self.backlog) // (len(ready) - index))
+                self.give(slot, min(run - len(slot.given), share))
+
+    def give(self, slot: Slot, count: int) -> None:
+        """The next jobs of the backlog; one with a timeout comes alone, so that it is known when
+        it begins."""
+        tokens, frames = bytearray(), bytearray()
+        while self.backlog and count and slot.timeout is None:
+            delivery, timeout = self.backlog[0]
+            if timeout is not None and slot.given:
+                break
+            self.backlog.popleft()
+            if timeout is not None:
+                slot.timeout = timeout
+                self.alarms.append(Alarm(time.monotonic() + timeout, slot, delivery, late=True))
+            if not slot.given:
+                slot.heard_at = time.monotonic()
+            slot.number += 1
+            slot.given.append((slot.number, delivery))
+            tokens += token.pack(slot.number)
+            message, came_back = delivery.message, delivery.redelivered
+            task = Task(slot.number, message, delivery.queue, delivery.attempt, came_back)
+            frames += framed(self.encoder.encode(task))
+            count -= 1
+        if frames:
+            os.write(slot.tokens[1], tokens)  # first: without its token no job is begun
+            self.send(slot, frames)
+
+    def relieve(self) -> None:
+        """Whoever is held up by a long job keeps others waiting no more."""
+        now = time.monotonic()
         for slot in self.slots:
-            if self.backlog and slot.ready and not slot.delivery and not slot.stopping:
-                delivery, timeout = self.backlog.popleft()
-                slot.delivery, slot.timeout = delivery, timeout
-                if timeout is not None:
-                    self.alarms.append(Alarm(time.monotonic() + timeout, slot, delivery, late=True))
-                task = Task(
-                    delivery.message, delivery.queue, delivery.attempt, delivery.redelivered
-                )
-                self.send(slot, msgspec.msgpack.encode(task, enc_hook=str))
+            if len(slot.given) > 1 and now - slot.heard_at >= HELD_UP:
+                slot.held_up = True
+                self.take_back(slot)
+
+    def take_all_back(self) -> None:
+        for slot in reversed(self.slots):
+            self.take_back(slot)
+
+    def take_back(self, slot: Slot) -> None:
+        """What it has not begun returns to the head of the backlog."""
+        count = self.untouched(slot)
+        self.listen(slot)  # a failure is reported before the next job is begun
+        self.put_back(slot, count)
+
+    def untouched(self, slot: Slot) -> int:
+        """How many of its jobs it has not begun, and now never will."""
+        with suppress(BlockingIOError):
+            return len(os.read(slot.tokens[0], token.size * (LONGEST_RUN + 1))) // token.size
+        return 0
+
+    def put_back(self, slot: Slot, count: int) -> None:
+        """The last `count` of its jobs; of the others all are done but the last."""
+        for _ in range(count):
+            _, delivery = slot.given.pop()
+            self.backlog.appendleft((delivery, slot.timeout))
+            self.alarms = [alarm for alarm in self.alarms if alarm.delivery is not delivery]
+        if not slot.given:
+            slot.timeout = None
+        while len(slot.given) > 1:
+            self.end(Ending(slot.given.popleft()[1], Verdict.DONE))
 
     # -- one child
 
     def launch(self) -> Slot:
         jobs, childs_jobs = socket.socketpair()
         control, childs_control = socket.socketpair()
+        tokens = os.pipe()
+        os.set_blocking(tokens[0], False)
         try:
-            descriptors = [childs_jobs.fileno(), childs_control.fileno()]
+            descriptors = [childs_jobs.fileno(), childs_control.fileno(), tokens[0]]
             process = subprocess.Popen(
                 [
                     sys.executable,
@@ -248,20 +366,22 @@ class ProcessRunner:
         except BaseException:
             jobs.close()
             control.close()
+            os.close(tokens[0])
+            os.close(tokens[1])
             raise
         finally:
             childs_jobs.close()
             childs_control.close()
         self.guard.watch(process.pid)
         jobs.setblocking(False)
-        slot = Slot(process, jobs, control)
+        slot = Slot(process, jobs, control, tokens)
         self.selector.register(jobs, selectors.EVENT_READ, slot)
         setup = Setup(handler=self.handler, path=sys.path, middleware=self.middleware)
-        self.send(slot, msgspec.msgpack.encode(setup))
+        self.send(slot, framed(self.encoder.encode(setup)))
         return slot
 
-    def send(self, slot: Slot, payload: bytes) -> None:
-        slot.outbox += head.pack(len(payload)) + payload
+    def send(self, slot: Slot, frames: bytes | bytearray) -> None:
+        slot.outbox += frames
         self.flush(slot)
 
     def flush(self, slot: Slot) -> None:
@@ -281,24 +401,23 @@ class ProcessRunner:
     def attend(self, slot: Slot, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             self.flush(slot)
-        if not events & selectors.EVENT_READ:
-            return
-        try:
-            data = slot.jobs.recv(1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
+        if events & selectors.EVENT_READ and not self.listen(slot):
             self.bury(slot)
-            return
-        slot.inbox += data
-        while len(slot.inbox) >= head.size:
-            stop = head.size + head.unpack_from(slot.inbox)[0]
-            if len(slot.inbox) < stop:
-                break
-            self.hear(slot, msgspec.msgpack.decode(slot.inbox[head.size : stop], type=Report))
-            del slot.inbox[:stop]
+
+    def listen(self, slot: Slot) -> bool:
+        """Hear all that it has said; False at the end of its socket."""
+        while True:
+            try:
+                data = slot.jobs.recv(1 << 18)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            slot.inbox.feed(data)
+            while (frame := slot.inbox.frame()) is not None:
+                self.hear(slot, self.decoder.decode(frame))
 
     def hear(self, slot: Slot, report: Report) -> None:
         if report.verdict == READY:
@@ -310,9 +429,13 @@ class ProcessRunner:
             log.error("%s; waiting for the next change", report.reason)
         elif report.verdict == UNUSABLE:
             self.give_up(report.reason, hint=report.error)
-        elif slot.delivery is not None:
-            self.finish(slot, slot.delivery, report)
-            slot.delivery = None
+        elif slot.given and slot.given[0][0] == report.number:  # else it is known already
+            self.finish(slot, slot.given.popleft()[1], report)
+            slot.heard_at = time.monotonic()
+            slot.held_up = False
+            slot.timeout = None
+            if report.seconds is not None:
+                self.mean += (report.seconds - self.mean) / 20
             if slot.stopping or slot.stale:
                 # A signal may still be on its way: this child runs nothing any more.
                 slot.stopping = True
@@ -325,22 +448,26 @@ class ProcessRunner:
         elif slot.stopping:
             self.end(Ending(delivery, Verdict.STOPPED))
         else:
-            verdict = Verdict(report.verdict)
-            self.end(Ending(delivery, verdict, report.reason, report.error, report.delay))
+            verdict, told = Verdict(report.verdict), (report.reason, report.error, report.delay)
+            self.end(Ending(delivery, verdict, *told, report.seconds))
 
     def end(self, ending: Ending) -> None:
         self.ended.append(ending)
-        self.ring()
+        self.news = True
 
     def bury(self, slot: Slot) -> None:
-        """A child is gone: that was the failed attempt of its job, and a new child takes over."""
+        """A child is gone: that was the failed attempt of its job, and a new child takes over.
+
+        What it was given and had not begun goes to others.
+        """
+        self.put_back(slot, self.untouched(slot))
         self.selector.unregister(slot.jobs)
         self.slots.remove(slot)
         self.alarms = [alarm for alarm in self.alarms if alarm.slot is not slot]
         status = self.finish_off(slot)
         if slot.delivery is not None:
             told = f"its process {how_it_died(status)}"
-            self.finish(slot, slot.delivery, Report(Verdict.FAILED.value, told))
+            self.finish(slot, slot.delivery, Report(Verdict.FAILED.value, reason=told))
         if self.stopping or self.unusable:
             return
         if slot.ready or slot.stopping:
@@ -358,6 +485,8 @@ class ProcessRunner:
         status = slot.process.wait()
         slot.jobs.close()
         slot.control.close()
+        os.close(slot.tokens[0])
+        os.close(slot.tokens[1])
         self.guard.release(slot.process.pid)
         return status
 
@@ -378,8 +507,9 @@ class ProcessRunner:
     def replace_children(self) -> None:
         """Idle ones at once, busy ones after their job."""
         for slot in self.slots:
+            self.take_back(slot)
             slot.stale = True
-            if slot.delivery is None:
+            if not slot.given:
                 slot.ready = slot.stopping = True
                 signal_session(slot.process.pid, signal.SIGKILL)
         vacant, self.vacant = self.vacant, 0
@@ -388,6 +518,9 @@ class ProcessRunner:
     # -- stopping what runs
 
     def tell_of_loss(self, delivery: Delivery | None) -> None:
+        for slot in self.slots:
+            if any(given is delivery for _, given in slot.given):
+                self.take_back(slot)
         for waiting in [entry for entry in self.backlog if entry[0] is delivery]:
             self.backlog.remove(waiting)
             self.end(Ending(waiting[0], Verdict.STOPPED))
@@ -400,6 +533,7 @@ class ProcessRunner:
 
     def interrupt(self, slot: Slot) -> None:
         """Ask it to stop; the second alarm kills it."""
+        self.take_back(slot)
         slot.stopping = True
         signal_session(slot.process.pid, signal.SIGTERM)
         self.alarms.append(Alarm(time.monotonic() + CLEANUP_TIME, slot, slot.delivery))
@@ -432,6 +566,10 @@ def names_of(middleware: Sequence[Middleware | str]) -> list[str]:
         (one for one in middleware if not isinstance(one, str)), "those of child processes"
     )
     return [one for one in middleware if isinstance(one, str)]
+
+
+def framed(payload: bytes) -> bytes:
+    return head.pack(len(payload)) + payload
 
 
 def modified(file: str) -> float:

@@ -21,6 +21,7 @@ class Verdict(Enum):
     LATER = "later"
     REJECTED = "rejected"
     STOPPED = "stopped"
+    UNTOUCHED = "untouched"
 
 
 class Ending(Struct, frozen=True):
@@ -28,7 +29,8 @@ class Ending(Struct, frozen=True):
 
     AGAIN is a failure that is tried again however many there were. LATER is none: the handler
     asked for another time, `delay` seconds from now. STOPPED means that it was cut short by us:
-    not the task's fault, and not an attempt.
+    not the task's fault, and not an attempt. UNTOUCHED was never begun. `seconds` is how long the
+    handler had it, where the runner knows.
     """
 
     delivery: Delivery
@@ -36,6 +38,7 @@ class Ending(Struct, frozen=True):
     reason: str = ""
     error: str = ""
     delay: float = 0.0
+    seconds: float | None = None
 
 
 def timed_out(delivery: Delivery, timeout: float, error: str = "") -> Ending:
@@ -57,11 +60,15 @@ class Runner(Protocol):
         ...
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
-        """Start it in a free slot, of which the worker knows there is one. Does not wait.
+        """Start it as soon as a slot is free, after what was given before. Does not wait.
 
-        After `timeout` seconds it is stopped, with all that it started, and has failed. Raises
-        Unsupported, before anything is run, where nothing can be stopped.
+        After running for `timeout` seconds it is stopped, with all that it started, and has
+        failed. Raises Unsupported, before anything is run, where nothing can be stopped.
         """
+        ...
+
+    def recall(self) -> None:
+        """What was given and has not begun ends as UNTOUCHED, soon."""
         ...
 
     def endings(self) -> list[Ending]:

@@ -22,7 +22,11 @@ NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
 
 
 class ThreadRunner:
-    """One daemon thread per slot: a handler that hangs does not keep the process from ending."""
+    """One daemon thread per slot: a handler that hangs does not keep the process from ending.
+
+    The worker is rung once for all that ends until it looks: a thread that has more to run does
+    not fight with it for the interpreter's lock after every job.
+    """
 
     def __init__(self, handler: Handler, *, middleware: Sequence[Middleware] = ()) -> None:
         self.middleware = middleware
@@ -32,6 +36,7 @@ class ThreadRunner:
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
         self.ring = ring
+        self.rung = False
         self.waiting: queue.SimpleQueue[tuple[Delivery, Lost] | None] = queue.SimpleQueue()
         self.ended: deque[Ending] = deque()
         self.running: dict[Delivery, Lost] = {}
@@ -45,9 +50,17 @@ class ThreadRunner:
     def work(self) -> None:
         while (task := self.waiting.get()) is not None:
             delivery, lost = task
-            self.ended.append(handle(self.handler, delivery, lost, self.middleware))
-            self.ring()
+            if lost:
+                self.end(Ending(delivery, Verdict.STOPPED))
+            else:
+                self.end(handle(self.handler, delivery, lost, self.middleware))
         close_loop()
+
+    def end(self, ending: Ending) -> None:
+        self.ended.append(ending)
+        if not self.rung:  # else the worker has not looked since, and is about to
+            self.rung = True
+            self.ring()
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
         if timeout is not None:
@@ -55,7 +68,15 @@ class ThreadRunner:
         lost = self.running[delivery] = Lost()
         self.waiting.put((delivery, lost))
 
+    def recall(self) -> None:
+        try:
+            while (task := self.waiting.get_nowait()) is not None:
+                self.end(Ending(task[0], Verdict.UNTOUCHED))
+        except queue.Empty:
+            pass
+
     def endings(self) -> list[Ending]:
+        self.rung = False  # before the look: what ends after it rings again
         ended = []
         while self.ended:
             ending = self.ended.popleft()
@@ -70,6 +91,7 @@ class ThreadRunner:
                 self.running[delivery].set()
 
     def stop(self) -> None:
+        self.recall()
         self.lose(list(self.running))
 
     def close(self) -> None:

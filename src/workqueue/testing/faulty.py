@@ -138,6 +138,13 @@ class FaultyConsumer:
         if fault:
             self.lose("settle")
 
+    def hold(self, prefetch: int) -> None:
+        fault = self.transport.due("hold")
+        if fault is None or fault.after:
+            self.inner.hold(prefetch)
+        if fault:
+            self.lose("hold")
+
     def pause(self) -> None:
         fault = self.transport.due("pause")
         if fault is None or fault.after:

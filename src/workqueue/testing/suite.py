@@ -349,6 +349,40 @@ class TransportSuite:
         assert len(take(consumer, 1)) == 1
         consumer.close()
 
+    def test_holding_more(self, publisher: Publisher, transport: Transport, queue: str) -> None:
+        """Three may be out where it was one, also of those that come later."""
+        publisher.publish(queue, [message(b"%d" % n) for n in range(7)], PATIENCE)
+        consumer = transport.consumer(queue, 1)
+        out = take(consumer, 1)
+        consumer.hold(3)
+        for _ in range(2):
+            out += take(consumer, 3 - len(out))
+            assert consumer.receive(5, SHORT) == []
+            consumer.settle([Ack(delivery) for delivery in out])
+            out = []
+        assert len(take_and_ack(consumer, 1)) == 1
+        consumer.close()
+
+    def test_holding_less(self, publisher: Publisher, transport: Transport, queue: str) -> None:
+        """What was received stays and counts; the rest goes to others; then one at a time."""
+        publisher.publish(queue, [message(b"%d" % n) for n in range(6)], PATIENCE)
+        consumer = transport.consumer(queue, 5)
+        running = take(consumer, 2, at_a_time=1)
+        consumer.hold(1)
+        other = transport.consumer(queue, 5)
+        assert set(bodies(take_and_ack(other, 4))) == {b"2", b"3", b"4", b"5"}
+        other.close()
+        publisher.publish(queue, [message(b"later"), message(b"last")], PATIENCE)
+        for delivery in running:
+            assert consumer.receive(5, SHORT) == []
+            consumer.settle([Ack(delivery)])
+        for expected in ({b"later", b"last"}, {b"last"}):
+            [delivery] = take(consumer, 1)
+            assert delivery.message.body in expected
+            assert consumer.receive(5, SHORT) == []
+            consumer.settle([Ack(delivery)])
+        consumer.close()
+
     def test_a_held_message_does_not_block_others(
         self, publisher: Publisher, transport: Transport, queue: str
     ) -> None:

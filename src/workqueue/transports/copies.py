@@ -85,7 +85,8 @@ def this_worker() -> str:
 def survivor_copy(delivery: Delivery) -> Message:
     """The message as it is handed out again, after another worker was lost with it."""
     headers = without_brokers_own(delivery.message.headers)
-    headers[DEATHS] = delivery.deaths + 1
+    counted = headers.get(DEATHS)
+    headers[DEATHS] = (counted if isinstance(counted, int) and counted > 0 else 0) + 1
     return copy_with(delivery.message, headers)
 
 

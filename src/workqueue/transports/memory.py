@@ -323,6 +323,10 @@ class MemoryConsumer:
         entry.redelivered = True
         heapq.heappush(self.shelf.ready, entry)
 
+    def hold(self, prefetch: int) -> None:
+        self.check()
+        self.prefetch = prefetch
+
     def pause(self) -> None:
         self.paused = True
 

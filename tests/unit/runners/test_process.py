@@ -259,3 +259,64 @@ def test_exit_statuses_in_words() -> None:
     assert how_it_died(3) == "exited with status 3"
     assert how_it_died(-15) == "was killed by signal 15 (SIGTERM)"
     assert how_it_died(-99) == "was killed by signal 99"
+
+
+# -- several jobs at once ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["kill", "exit 3", "segfault"])
+def test_a_death_is_that_of_one_job(tmp_path: Path, word: str) -> None:
+    """Those before it in its run are done, those behind it run elsewhere, and each once."""
+    file = tmp_path / "ticks"
+    with at_work(ProcessRunner(HANDLER), slots=2) as bench:
+        jobs = [delivery(f"tick {file}") for _ in range(300)]
+        bad = [delivery(word), delivery(word)]
+        mixed = [*jobs[:120], bad[0], *jobs[120:220], bad[1], *jobs[220:]]
+        endings = {ending.delivery: ending for ending in bench.run(*mixed)}
+    assert {endings[job].verdict for job in jobs} == {Verdict.DONE}
+    assert {endings[job].verdict for job in bad} == {Verdict.FAILED}
+    assert all("its process" in endings[job].reason for job in bad)
+    assert file.stat().st_size == 300
+
+
+def test_a_failure_in_a_run_is_told_as_what_it_was(tmp_path: Path) -> None:
+    """Each job has its own ending, in the order of the jobs."""
+    with at_work(ProcessRunner(HANDLER)) as bench:
+        jobs = [delivery("fail x" if n % 7 == 0 else "nothing") for n in range(100)]
+        endings = bench.run(*jobs)
+    for number, ending in enumerate(endings):
+        assert ending.verdict is (Verdict.DONE if number % 7 else Verdict.FAILED)
+        assert ending.seconds is not None
+
+
+def test_what_has_not_begun_can_be_recalled(tmp_path: Path) -> None:
+    """Whatever its child is doing; what runs goes on, and what comes later runs."""
+    note = tmp_path / "note"
+    file = tmp_path / "ticks"
+    with at_work(ProcessRunner(HANDLER)) as bench:
+        bench.run(*[delivery("nothing") for _ in range(50)])  # so that runs are long
+        first, rest = delivery(f"listen {note}"), [delivery(f"tick {file}") for _ in range(50)]
+        for job in (first, *rest):
+            bench.runner.run(job)
+        eventually(note.exists, within=ENOUGH)
+        bench.runner.recall()
+        assert {ending.verdict for ending in bench.endings(*rest)} == {Verdict.UNTOUCHED}
+        later = delivery(f"tick {file}")
+        bench.runner.run(later)
+        bench.runner.lose([first])
+        assert bench.endings(first, later)[1].verdict is Verdict.DONE
+    assert file.stat().st_size == 1
+
+
+def test_a_long_job_holds_up_none_behind_it(tmp_path: Path) -> None:
+    """The other slot does all the others, also those that were given to its child already."""
+    note = tmp_path / "note"
+    with at_work(ProcessRunner(HANDLER), slots=2) as bench:
+        bench.run(*[delivery("nothing") for _ in range(50)])
+        long = delivery(f"listen {note}")
+        jobs = [long, *[delivery("nothing") for _ in range(100)]]
+        for job in jobs:
+            bench.runner.run(job)
+        assert {ending.verdict for ending in bench.endings(*jobs[1:])} == {Verdict.DONE}
+        bench.runner.lose([long])
+        assert bench.endings(long)[0].verdict is Verdict.DONE

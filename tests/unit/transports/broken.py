@@ -433,6 +433,44 @@ class Hoards(MemoryConsumer):
         return super().take(limit)
 
 
+@breaks("test_holding_more")
+class StaysSmall(MemoryConsumer):
+    """Holds as many as it was made for, whatever it is told."""
+
+    def hold(self, prefetch: int) -> None:
+        pass
+
+
+@breaks("test_holding_more")
+class HoldsMoreOnce(MemoryConsumer):
+    """Takes what it is told for so many in all, and not for so many at once."""
+
+    def hold(self, prefetch: int) -> None:
+        self.left = prefetch - len(self.out)
+
+    def take(self, limit: int) -> list[Delivery]:
+        self.prefetch = self.prefetch if not hasattr(self, "left") else len(self.out) + self.left
+        taken = super().take(min(limit, getattr(self, "left", limit)))
+        self.left = getattr(self, "left", limit) - len(taken)
+        return taken
+
+
+@breaks("test_holding_less")
+class StaysLarge(MemoryConsumer):
+    """Learns to hold more, and never less."""
+
+    def hold(self, prefetch: int) -> None:
+        self.prefetch = max(self.prefetch, prefetch)
+
+
+@breaks("test_holding_less")
+class ForgetsWhatIsOut(MemoryConsumer):
+    """Counts from when it was told."""
+
+    def hold(self, prefetch: int) -> None:
+        self.prefetch = len(self.out) + prefetch
+
+
 @breaks("test_a_held_message_does_not_block_others")
 class WaitsForTheOthers(MemoryConsumer):
     """Hands nothing out while another consumer holds something."""
@@ -809,7 +847,7 @@ class SettlesByNumber(Numbering):
         mine = {delivery.receipt: delivery for delivery in self.out}
         super().settle(
             [
-                dataclasses.replace(outcome, delivery=mine[outcome.delivery.receipt])
+                structs.replace(outcome, delivery=mine[outcome.delivery.receipt])
                 if outcome.delivery.receipt in mine
                 else outcome
                 for outcome in outcomes
@@ -866,6 +904,11 @@ class Buffering(MemoryConsumer):
             self.buffer += super().take(self.prefetch or 1_000)
         taken, self.buffer = self.buffer[:limit], self.buffer[limit:]
         return taken
+
+
+@breaks("test_holding_less")
+class HoldsLessWithFullHands(Buffering):
+    """Fetches less from now on, and keeps what it has fetched."""
 
 
 @breaks("test_pause_gives_back_what_was_not_received")

@@ -5,15 +5,21 @@ deliveries stay ours until we settle them. Where the broker's acknowledgement ti
 (see `topology`), each slot gets a lane of its own: up to RabbitMQ 4.2 the timeout closes the
 whole channel, and from 4.3 on it cancels the whole consumer, so in a shared lane one long task
 would drag the others with it.
+
+RabbitMQ takes no new prefetch for a living consumer. To hold more, another lane is opened for the
+difference. To hold less, lanes are stopped, the largest first; what they still hold counts until
+it is settled, and only then is room given to a new one, or to a stopped one that is empty. What is
+held when tasks turn out long all runs at the same time: it may share a lane.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import amqp
@@ -42,16 +48,25 @@ from workqueue.transports.rabbitmq.survey import Survey
 log = logging.getLogger("workqueue.rabbitmq")
 
 MOST_LANES = 64
+MOST_PREFETCH = 65535
 
 LOOK_PATIENCE = 1.0
 """Seconds for the next message to arrive, when it is only looked at."""
+
+INNOCENT_RETURNS = 2
+"""Times that a message may have come back without being thought to have cost a worker its life,
+where hand-backs are counted among the rest. The third is one too many for a worker to hand it back
+once more."""
 
 COPY_PATIENCE = 2.0
 """Seconds for copies to become safe before a consumer closes."""
 
 
 class Lane:
-    """One channel with one consumer. `held` is what was delivered on it and is not settled."""
+    """One channel with one consumer, for `prefetch` deliveries; without, once it is stopped.
+
+    `held` is what was delivered on it and is not settled.
+    """
 
     def __init__(
         self, link: Link, survey: Survey, prefetch: int, arrived: Callable[..., None]
@@ -61,15 +76,36 @@ class Lane:
         self.arrived = arrived
         self.held: dict[int, Delivery] = {}
         self.ended: str | None = None
+        classic = survey.type == "classic"
+        counted = classic or survey.abilities.counts_hand_backs
+        self.innocent_returns = INNOCENT_RETURNS if counted else 0
         self.opening = True
         self.channel = link.channel()
         self.number: int = self.channel.channel_id
         link.wire.taps[self.number] = self.on_method
-        self.channel.basic_qos(0, prefetch, False)
-        self.tag: str = self.channel.basic_consume(
-            survey.queue, no_ack=False, arguments=survey.consumer_arguments()
-        )
+        self.begin(prefetch)
         self.opening = False
+
+    def begin(self, prefetch: int) -> None:
+        """A consumer. On a stopped lane that holds nothing, another."""
+        self.prefetch = prefetch
+        self.channel.basic_qos(0, min(prefetch, MOST_PREFETCH), False)
+        self.tag: str | None = self.channel.basic_consume(
+            self.survey.queue, no_ack=False, arguments=self.survey.consumer_arguments()
+        )
+
+    def stop(self) -> None:
+        """No new deliveries; what was delivered stays."""
+        if self.tag is not None:
+            self.channel.basic_cancel(self.tag)
+            self.tag = None
+
+    @property
+    def room(self) -> float:
+        """How many deliveries it may hold, at most, from now on."""
+        if self.tag is None:
+            return len(self.held)
+        return self.prefetch or math.inf
 
     def on_method(self, inbound: wire.Inbound) -> None:
         match inbound.method:
@@ -86,7 +122,7 @@ class Lane:
 
     def deliver(self, inbound: wire.Inbound) -> None:
         assert inbound.message is not None
-        message, attempt, deaths = inbound.message, 1, 0
+        message, attempt, returns = inbound.message, 1, 0
         tag, came_back = wire.decode_delivered(inbound.arguments)
         redelivered = bool(came_back)
         if message.headers:
@@ -94,13 +130,13 @@ class Lane:
             if headers is not message.headers:
                 message = replace(message, headers=headers)
             attempt = attempt_of(headers)
-            deaths = deaths_of(headers, redelivered=redelivered)
+            returns = returns_of(headers, redelivered=redelivered)
         delivery = self.held[tag] = Delivery(
             message=message,
             queue=self.survey.queue,
             attempt=attempt,
-            redelivered=redelivered or deaths > 0,
-            deaths=deaths,
+            redelivered=redelivered or returns > 0,
+            deaths=max(0, returns - self.innocent_returns),
             unreadable=inbound.unreadable,
             receipt=(self, tag),
         )
@@ -166,11 +202,13 @@ class RabbitMQConsumer:
         self.bell = Bell()
         self.probe = GateProbe(link, self.queue)
         self.copier = Copier(copier_connection, repair, self.wake)
-        lanes, self.lane_prefetch = split(prefetch, one=survey.guarded)
-        self.lanes = [self.open_lane() for _ in range(lanes)]
+        self.prefetch = prefetch
+        self.thin = False
+        lanes, each = split(prefetch, one=survey.guarded)
+        self.lanes = [self.open_lane(each) for _ in range(lanes)]
 
-    def open_lane(self) -> Lane:
-        return Lane(self.link, self.survey, self.lane_prefetch, self.arrive)
+    def open_lane(self, prefetch: int) -> Lane:
+        return Lane(self.link, self.survey, prefetch, self.arrive)
 
     def arrive(self, delivery: Delivery, *, counted: bool) -> None:
         """To be handed out; but from a classic queue, which counts no deaths, what comes back is
@@ -203,16 +241,15 @@ class RabbitMQConsumer:
 
     def turn(self, patience: float) -> None:
         """Read what there is, waiting at most `patience`; heartbeats; finished copies."""
-        try:
-            with translated():
-                if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
-                    self.link.wire.read()
-                self.link.tick()
-                self.probe.tick()
-                self.renew_lanes()
-                self.acknowledge_copied()
-        except (ConnectionLost, ChannelClosed) as error:
-            raise self.lose(str(error)) from error
+        with self.at_the_wire():
+            if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
+                self.link.wire.read()
+            self.link.tick()
+            self.probe.tick()
+            self.drop_ended_lanes()
+            self.acknowledge_copied()
+            if self.thin:
+                self.fill_up()
         if self.probe.found and not self.unsettled:
             self.close()
             raise ConsumerLost(f"queue {self.queue} is being migrated")
@@ -229,27 +266,77 @@ class RabbitMQConsumer:
         self.out.update(taken)
         return taken
 
-    def renew_lanes(self) -> None:
-        """A lane that ended is replaced; if it cannot be, the consumer is lost.
+    def drop_ended_lanes(self) -> None:
+        """A lane that ended is to be replaced; if it cannot be, the consumer is lost.
 
         After a cancellation the channel is closed at once: RabbitMQ 4.3 keeps a cancelled
         consumer until its client answers, hands it messages as soon as it settles anything, and
         counts each as a failed delivery, until they are dead letters.
         """
-        for index, lane in enumerate(self.lanes):
-            if lane.ended is None:
-                continue
+        for lane in [lane for lane in self.lanes if lane.ended is not None]:
             lane.close()
+            self.lanes.remove(lane)
+            self.thin = True
             held = set(lane.held.values())
             self.arrivals = deque(d for d in self.arrivals if d not in held)
             self.taken_back += [d for d in lane.held.values() if d in self.out]
             self.out -= held
             self.copying -= held
             log.warning("RabbitMQ took back what a consumer of %s held: %s", self.queue, lane.ended)
-            if not self.paused:
-                self.lanes[index] = self.open_lane()
+
+    # -- holding more and less
+
+    def hold(self, prefetch: int) -> None:
+        self.check()
+        self.prefetch = prefetch
         if self.paused:
-            self.lanes = [lane for lane in self.lanes if lane.ended is None]
+            return
+        with self.at_the_wire():
+            self.stop_lanes(prefetch or math.inf)
+            missing = self.missing
+            if missing > 0:
+                self.lanes.append(self.open_lane(0 if math.isinf(missing) else int(missing)))
+
+    @property
+    def missing(self) -> float:
+        """How many more deliveries may be out than there is room for in the lanes."""
+        room = sum(lane.room for lane in self.lanes)
+        if math.isinf(room):
+            return 0
+        return (self.prefetch or math.inf) - room
+
+    def stop_lanes(self, most: float) -> None:
+        """So many that there is room for no more than `most`."""
+        for lane in sorted(self.lanes, key=lambda lane: lane.room, reverse=True):
+            if sum(lane.room for lane in self.lanes) <= most:
+                return
+            if lane.tag is not None:
+                lane.stop()
+                self.give_back_unread(lane)
+                self.thin = True
+
+    def give_back_unread(self, lane: Lane) -> None:
+        unread = [delivery for delivery in self.arrivals if delivery.receipt[0] is lane]
+        self.arrivals = deque(d for d in self.arrivals if d.receipt[0] is not lane)
+        if unread:
+            self.link.wire.write(lane.give_back([delivery.receipt[1] for delivery in unread]))
+
+    def fill_up(self) -> None:
+        """What was stopped or has ended gets its successors, as far as there is room for them."""
+        missing = 0 if self.paused else self.missing
+        if missing > 0:
+            alone = self.survey.guarded or missing + len(self.lanes) > MOST_LANES
+            lanes, each = split(0 if math.isinf(missing) else int(missing), one=alone)
+            for _ in range(lanes):
+                self.open_or_reuse(each)
+        self.thin = any(lane.tag is None for lane in self.lanes)
+
+    def open_or_reuse(self, prefetch: int) -> None:
+        for lane in self.lanes:
+            if lane.tag is None and not lane.held and lane.ended is None:
+                lane.begin(prefetch)
+                return
+        self.lanes.append(self.open_lane(prefetch))
 
     # -- settle
 
@@ -299,11 +386,16 @@ class RabbitMQConsumer:
             self.link.wire.write(b"".join(frames))
 
     def write(self, frames: list[bytes]) -> None:
-        if not frames:
-            return
+        if frames:
+            with self.at_the_wire():
+                self.link.wire.write(b"".join(frames))
+
+    @contextmanager
+    def at_the_wire(self) -> Iterator[None]:
+        """Whatever goes wrong there, this consumer is lost."""
         try:
             with translated():
-                self.link.wire.write(b"".join(frames))
+                yield
         except (ConnectionLost, ChannelClosed) as error:
             raise self.lose(str(error)) from error
 
@@ -317,14 +409,10 @@ class RabbitMQConsumer:
         if self.paused:
             return
         self.paused = True
-        try:
-            with translated():
-                for lane in self.lanes:
-                    lane.channel.basic_cancel(lane.tag)
-        except (ConnectionLost, ChannelClosed) as error:
-            raise self.lose(str(error)) from error
-        unread, self.arrivals = list(self.arrivals), deque()
-        self.write([lane.give_back([tag]) for lane, tag in (d.receipt for d in unread)])
+        with self.at_the_wire():
+            for lane in self.lanes:
+                lane.stop()
+                self.give_back_unread(lane)
 
     def check(self) -> None:
         if self.finished is not None:
@@ -381,17 +469,17 @@ def lend_for_a_look(link: Link, queue: str, count: int) -> list[Delivery]:
             link.wire.read()
         if len(seen) > before:
             arrived = time.monotonic()
-    lane.channel.basic_cancel(lane.tag)
+    lane.stop()
     link.wire.write(lane.give_back(list(lane.held)))
     lane.close()
     return [replace(delivery, receipt=None) for delivery in seen[:count]]
 
 
-def deaths_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:
-    """How often the message was lost with its consumer.
+def returns_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:
+    """How often the message came back, as far as that was counted.
 
-    A quorum queue counts that, up to 4.2 with hand-backs among the rest; on a first delivery its
-    header would be the sender's own. For classic queues we count.
+    A quorum queue counts; on a first delivery its header would be the sender's own. For classic
+    queues we count.
     """
     by_broker = headers.get("x-delivery-count") if redelivered else 0
     counts = (by_broker, headers.get(DEATHS))
@@ -401,6 +489,6 @@ def deaths_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:
 def split(prefetch: int, *, one: bool) -> tuple[int, int]:
     """How many lanes, and how many deliveries each may hold."""
     if prefetch == 0 or one:
-        return 1, min(prefetch, 65535)
+        return 1, prefetch
     lanes = min(prefetch, MOST_LANES)
     return lanes, -(-prefetch // lanes)

@@ -69,6 +69,12 @@ class Abilities:
         return self.version >= (4, 3)
 
     @property
+    def counts_hand_backs(self) -> bool:
+        """What a quorum queue says of how often a message came back has the times in it that it
+        was merely handed back. Since 4.3 only failures are counted."""
+        return self.version < (4, 3)
+
+    @property
     def high_priorities_block(self) -> bool:
         """Quorum queues have two levels of priority, and those that wait in one hold up what has
         expired in the other. Before, they have none; since 4.3 each level is looked at."""

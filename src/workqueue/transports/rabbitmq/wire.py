@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from functools import cache
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, NamedTuple
@@ -165,7 +165,7 @@ class FrameReader:
                 )
                 self.frames += 3 if length else 2
                 self.partial.pop(channel, None)
-                return last + 1 - start
+                return int(last + 1 - start)
         self.take(METHOD, channel, method)
         return 0
 
@@ -270,11 +270,11 @@ def decode_properties(properties: bytes, body: bytes) -> tuple[Message, str | No
     try:
         for name, read in layout((properties[0] << 8 | properties[1]) & ALL_FLAGS):
             if read is None:
-                found[name], offset, unreadable = read_headers(properties, offset)
-            elif name is None:
-                _, offset = read(properties, offset)
-            else:
+                found["headers"], offset, unreadable = read_headers(properties, offset)
+            elif name:
                 found[name], offset = read(properties, offset)
+            else:
+                _, offset = read(properties, offset)
     except (struct_error, IndexError) as error:
         unreadable = f"the properties are cut short: {error}"
     return Message(body=body, **found), unreadable

@@ -252,6 +252,10 @@ class SQLiteConsumer:
 
     # -- life ----------------------------------------------------------------------------------
 
+    def hold(self, prefetch: int) -> None:
+        self.check()
+        self.prefetch = prefetch
+
     def pause(self) -> None:
         self.paused = True
 
