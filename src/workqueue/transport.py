@@ -93,10 +93,10 @@ class QueueStats:
     """How much is where in a queue. None is "the broker will not say", never a false 0.
 
     `ready` wait for a worker, `delayed` for their time, `in_flight` are lent to consumers, `dead`
-    are in the dead-letter queue. `consumers` are as the broker counts them: at least one per
-    worker. `oldest` is how long the oldest ready message has waited, in seconds. `sent` and `done`
-    count what was published to the queue and what was acknowledged, since some time in the past:
-    they are for comparing two looks.
+    are in the dead-letter queue. `consumers` are as the broker counts them: one or more per
+    worker, and perhaps none of one that can take nothing at the moment. `oldest` is how long the
+    oldest ready message has waited, in seconds. `sent` and `done` count what was published to the
+    queue and what was acknowledged, since some time in the past: they are for comparing two looks.
     """
 
     ready: int | None = None

@@ -17,10 +17,10 @@ from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE, Desk
 from workqueue import NotSent, Producer, TooLarge, Unconfirmed, connect
 from workqueue.cli.torture.proxy import Proxy
-from workqueue.errors import ConnectionLost, DeliveriesLost
+from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
 from workqueue.message import Message, new_id
 from workqueue.testing import eventually
-from workqueue.transport import Ack, QueueSpec, Requeue
+from workqueue.transport import Ack, QueueSpec, QueueType, Requeue
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
@@ -345,6 +345,41 @@ def test_a_message_that_came_back_thrice_is_kept(vhost: Vhost) -> None:
     counted = consumer.link.abilities.counts_hand_backs
     assert deaths == ([0, 0, 0, 1, 2, 3] if counted else [0] * 6)
     consumer.close()
+    publisher.close()
+
+
+@pytest.mark.parametrize("stop", ["hold", "pause"])
+@pytest.mark.parametrize(("before", "after"), [("quorum", "classic"), ("classic", "quorum")])
+def test_a_migration_waits_for_who_has_something_out(
+    vhost: Vhost, stop: str, before: QueueType, after: QueueType
+) -> None:
+    """Also for a worker that takes nothing new, and has no consumer that a classic queue counts."""
+    transport = RabbitMQTransport(vhost.url)
+    transport.declare(QueueSpec(name="q", type=before))
+    publisher = transport.publisher()
+    publisher.publish("q", [Message(body=b"x")], PATIENCE)
+    consumer = transport.consumer("q", 5)
+    [delivery] = eventually(lambda: consumer.receive(1, 1.0), within=PATIENCE)
+    if stop == "hold":
+        consumer.hold(1)
+    else:
+        consumer.pause()
+    spec, steps = QueueSpec(name="q", type=after), list[str]()
+    migration = threading.Thread(target=transport.migrate, args=(spec, steps.append))
+    migration.start()
+
+    def waits_for_us() -> bool:
+        """the migration says that it waits"""
+        assert consumer.receive(1, 0.05) == []
+        return any("waiting for" in step for step in steps)
+
+    eventually(waits_for_us, within=PATIENCE)
+    consumer.settle([Ack(delivery)])
+    with pytest.raises(ConsumerLost):
+        eventually(lambda: consumer.receive(1, 0.05), within=PATIENCE)
+    migration.join(PATIENCE)
+    assert not migration.is_alive()
+    assert transport.stats("q").ready == 0
     publisher.close()
 
 

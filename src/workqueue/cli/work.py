@@ -118,8 +118,8 @@ def work(
             parser=prefetch_count,
             metavar="N|auto",
             envvar="WORKQUEUE_PREFETCH",
-            help="Messages held at most, running or not. auto: no more than can be started. "
-            "0: unlimited.",
+            help="Messages held at most, running or not. auto: one per slot, with short tasks up "
+            "to 50 ms of them. 0: unlimited.",
         ),
     ] = None,
     timeout: Annotated[

@@ -248,7 +248,9 @@ class RabbitMQConsumer:
             self.probe.tick()
             self.drop_ended_lanes()
             self.acknowledge_copied()
-            if self.thin:
+            if self.probe.found:
+                self.show_up()
+            elif self.thin:
                 self.fill_up()
         if self.probe.found and not self.unsettled:
             self.close()
@@ -330,6 +332,12 @@ class RabbitMQConsumer:
             for _ in range(lanes):
                 self.open_or_reuse(each)
         self.thin = any(lane.tag is None for lane in self.lanes)
+
+    def show_up(self) -> None:
+        """Whoever migrates the queue waits until it has no consumers, and so takes us, with all
+        lanes stopped, for gone. What comes on this one is not handed out."""
+        if self.unsettled and all(lane.tag is None for lane in self.lanes):
+            self.lanes.append(self.open_lane(1))
 
     def open_or_reuse(self, prefetch: int) -> None:
         for lane in self.lanes:

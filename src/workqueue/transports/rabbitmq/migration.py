@@ -55,6 +55,10 @@ PROBE_EVERY = 1.0
 QUIET = 1.0
 """Seconds without a message after which a queue counts as emptied."""
 
+CALM_LOOKS = 6
+"""Looks that have to see no consumers, one after the other: a worker that has stopped its own, and
+still runs something, looks at the gate meanwhile and shows itself."""
+
 LOOK_AGAIN = 0.3
 """Seconds between two looks at how many consumers there are: one alone may be wrong."""
 
@@ -244,7 +248,7 @@ class Migration:
 
     def wait_for_workers(self) -> None:
         calm = 0
-        while calm < 2:
+        while calm < CALM_LOOKS:
             close_gate(self.link, self.queue)  # opened by a worker that had seen no marker yet
             _, consumers = count(self.link, self.queue)
             calm = 0 if consumers else calm + 1
