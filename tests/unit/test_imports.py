@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import workqueue
+from workqueue.cli.app import MODULES, make_app
 
 HEAVY = {"kombu", "amqp", "vine", "typer", "rich", "pydantic", "sqlite3", "asyncio"}
 
@@ -82,5 +86,32 @@ def test_the_version_is_printed() -> None:
 
 def test_the_library_needs_no_testing_tools() -> None:
     """pytest and hypothesis are loaded by workqueue.testing alone."""
-    loaded = loaded_by("import workqueue, workqueue.cli.app, workqueue.transports.memory")
+    loaded = loaded_by(
+        "import workqueue, workqueue.transports.memory\n"
+        "from workqueue.cli.app import make_app; make_app()"
+    )
     assert not {"pytest", "hypothesis", "workqueue.testing"} & loaded
+
+
+def test_each_command_is_where_it_is_looked_for() -> None:
+    """Asked for alone, a command is there as it is among all; a word that is none finds all."""
+    whole = get_command(make_app())
+    assert set(whole.commands) == set(MODULES)
+    for name, module in MODULES.items():
+        alone = get_command(make_app([name, "--help"]))
+        assert {other for other in MODULES if MODULES[other] == module} == set(alone.commands)
+    assert set(get_command(make_app(["sned"])).commands) == set(MODULES)
+
+
+def test_settings_are_checked_against_all_commands(tmp_path: Path, monkeypatch: Any) -> None:
+    """A command that is asked for alone does not take another's setting for a mistake."""
+    monkeypatch.chdir(tmp_path)
+    Path("workqueue.toml").write_text("max-attempts = 3\n")
+    assert set(get_command(make_app(["send"])).commands) == set(MODULES)
+
+
+def test_sending_does_not_load_the_other_commands() -> None:
+    """It would take most of the time."""
+    loaded = loaded_by("from workqueue.cli.app import make_app; make_app(['send', 'q', 'x'])")
+    assert "workqueue.cli.send" in loaded
+    assert not {"workqueue.cli.work", "workqueue.cli.dead", "workqueue.worker"} & loaded

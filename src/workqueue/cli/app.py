@@ -1,29 +1,63 @@
-"""All commands together."""
+"""The commands together, or the one that is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from workqueue import __version__
-from workqueue.cli import bench, dead, demo, doctor, look, mend, send, setup, watch, work
-from workqueue.cli.settings import apply_settings
-from workqueue.cli.torture import command as torture
+from workqueue.cli.settings import apply_settings, load_settings
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 65 bad input, 69 no broker reached, "
     "70 a bug of ours, 77 refused credentials, 78 bad configuration, 130 and 143 stopped twice."
 )
 
-app = typer.Typer(
-    name="workqueue",
-    help="Work queues on RabbitMQ, or on a file of your own: what was sent is handled.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+MODULES = {
+    "send": "send",
+    "work": "work",
+    "demo": "demo",
+    "bench": "bench",
+    "torture": "torture.command",
+    "status": "look",
+    "peek": "look",
+    "watch": "watch",
+    "dead": "dead",
+    "purge": "mend",
+    "delete": "mend",
+    "migrate": "mend",
+    "declare": "setup",
+    "plugins": "setup",
+    "config": "setup",
+    "doctor": "doctor",
+}
+"""Where each command is, in the order of the help."""
+
+
+def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """All commands. If `arguments` begin with the name of one, only those of its module: to import
+    and to describe the others takes longer than to send a message.
+
+    Files with settings may name the flags of any command, so where there are some it is all.
+    """
+    app = typer.Typer(
+        name="workqueue",
+        help="Work queues on RabbitMQ, or on a file of your own: what was sent is handled.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    modules = list(dict.fromkeys(MODULES.values()))
+    if arguments and arguments[0] in MODULES and not load_settings():
+        modules = [MODULES[arguments[0]]]
+    for module in modules:
+        import_module(f"workqueue.cli.{module}").add_to(app)
+    return app
 
 
 def show_version(asked: bool) -> None:
@@ -32,7 +66,6 @@ def show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     ctx: typer.Context,
     version: Annotated[
@@ -41,7 +74,3 @@ def root(
 ) -> None:
     """Work queues on RabbitMQ, or on a file of your own: what was sent is handled."""
     apply_settings(ctx)
-
-
-for module in (send, work, demo, bench, torture, look, watch, dead, mend, setup, doctor):
-    module.add_to(app)

@@ -71,10 +71,10 @@ def run(arguments: list[str]) -> int:
 
         print(f"workqueue {__version__}")
         return 0
-    from workqueue.cli.app import app
+    from workqueue.cli.app import make_app
 
     # Not "standalone", where errors would be drawn in boxes: ours are three lines at most.
-    code = app(prog_name="workqueue", standalone_mode=False)
+    code = make_app(arguments)(prog_name="workqueue", standalone_mode=False)
     return code if isinstance(code, int) else 0
 
 

@@ -94,12 +94,12 @@ def describe(group: str, entry_point: EntryPoint) -> tuple[str | None, ...]:
 
 def config_show(session: Session) -> None:
     """Every setting that is not left at its default, and where it was set; no passwords."""
-    from workqueue.cli.app import app
+    from workqueue.cli.app import make_app
 
     chosen = {
         setting.name: (setting.value, str(setting.source)) for setting in load_settings().values()
     }
-    for flag, variable in variables_of(typer.main.get_command(app)).items():
+    for flag, variable in variables_of(typer.main.get_command(make_app())).items():
         if os.environ.get(variable):
             chosen[flag] = (os.environ[variable], variable)
     for name in session.in_argv & {"url", "url_file", "management_url"}:
