@@ -451,6 +451,14 @@ def test_dead_letters(shell: Shell) -> None:
     assert shell("dead", "list", "q.dead", "--json").json == []
 
 
+def test_a_demo_that_cannot_begin_leaves_nothing_behind(shell: Shell) -> None:
+    """And does not say that it did."""
+    result = shell("demo", "-u", "sqlite:////nosuch/folder/x.db")
+    is_error(result, 78, "the folder /nosuch/folder does not exist")
+    assert result.err.splitlines()[-1] == "  Try: mkdir -p /nosuch/folder"
+    assert "still there" not in result.err
+
+
 # -- streams -----------------------------------------------------------------------------------
 
 
