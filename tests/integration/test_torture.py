@@ -90,6 +90,7 @@ class TestOnTheEmbeddedFile(Torture):
             return sum(broker.queue(name).purge() for name in names)
 
 
+@pytest.mark.rabbitmq("4.3")
 class TestOnRabbitMQ(Torture):
     @pytest.fixture
     def management_url(self, broker: Broker) -> str:
