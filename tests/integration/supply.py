@@ -222,6 +222,10 @@ def remove_stale_containers() -> None:
             machine, pid = container.labels[OWNER].split()
             if machine == socket.gethostname() and not lives(int(pid)):
                 container.remove(force=True, v=True)
+        for network in client.networks.list(filters={"label": OWNER}):
+            machine, pid = network.attrs["Labels"][OWNER].split()
+            if machine == socket.gethostname() and not lives(int(pid)):
+                network.remove()
     finally:
         client.close()
 
