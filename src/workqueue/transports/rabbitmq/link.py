@@ -40,6 +40,10 @@ CALL_TIMEOUT = 15.0
 SEND_TIMEOUT = 30.0
 """Seconds. How long a write may take."""
 
+FIRST_READ = 32 * 1024
+"""Bytes. Often a single confirm: for a large read, Python has the kernel map and unmap memory,
+which takes a quarter of the time that sending one message takes."""
+
 READ_SIZE = 256 * 1024
 MOST_READS = 16
 """Reads in a row before what was read is looked at."""
@@ -135,9 +139,10 @@ class Wire(pyamqp.Connection):
 
     def read(self) -> None:
         """Take what the socket has, without waiting, and hand on all methods it completes."""
-        for _ in range(MOST_READS):
+        for turn in range(MOST_READS):
+            size = READ_SIZE if turn else FIRST_READ
             try:
-                data = self.socket.recv(READ_SIZE)
+                data = self.socket.recv(size)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 break
             if not data:
@@ -146,7 +151,7 @@ class Wire(pyamqp.Connection):
             before = self.reader.frames
             self.reader.feed(data, self.frame_max)
             self.bytes_recv += self.reader.frames - before
-            if len(data) < READ_SIZE and not self.pending():
+            if len(data) < size and not self.pending():
                 break
         self.dispatch()
 
