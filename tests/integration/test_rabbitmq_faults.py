@@ -85,6 +85,36 @@ def test_senders_and_workers_survive_the_broker(desk: Desk, broker: Broker) -> N
     assert worker.wait().code == 0
 
 
+def test_the_broker_is_killed_in_the_middle_of_many(desk: Desk, broker: Broker) -> None:
+    """`send_many` goes on when it is back, and all of what it says was sent is there."""
+    count = 20_000
+    pulled = 0
+
+    def source() -> Iterator[bytes]:
+        nonlocal pulled
+        for pulled in range(count):
+            yield b"%d" % pulled
+
+    def kill() -> None:
+        eventually(lambda: pulled > count // 2, within=PATIENCE)
+        broker.kill()
+        broker.start()
+
+    with connect(desk.url) as remote, Producer(remote.queue("q"), timeout=60) as producer:
+        producer.send(b"-1")
+        killer = threading.Thread(target=kill)
+        killer.start()
+        assert producer.send_many(source()) == count
+        killer.join()
+        consumer = remote.transport.consumer("q", 1_000)
+        found: set[int] = set()
+        while deliveries := consumer.receive(1_000, 3.0):
+            found |= {int(delivery.message.body) for delivery in deliveries}
+            consumer.settle([Ack(delivery) for delivery in deliveries])
+        consumer.close()
+    assert found == set(range(-1, count))
+
+
 def test_connections_closed_by_an_administrator(desk: Desk, broker: Broker) -> None:
     """A worker opens a new one; so does a sender that was idle meanwhile."""
     worker = desk.work("q")
