@@ -349,6 +349,8 @@ class Shift:
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
 
     def patience(self) -> float:
+        if self.suspect_may_begin():
+            return 0.0
         if self.until_empty and not self.running:
             return min(TURN, max(0.01, self.last_arrival + IDLE_BEFORE_EMPTY - time.monotonic()))
         if self.draining_since is not None:
@@ -460,7 +462,7 @@ class Shift:
     def begin_suspect(self, consumer: Consumer) -> None:
         """One of them, once nothing else runs. At random: if it is the one that ends us, the
         others have another chance to come before it next time."""
-        if self.suspects and not self.running and not self.lost and self.draining_since is None:
+        if self.suspect_may_begin():
             delivery = self.suspects.pop(random.randrange(len(self.suspects)))
             log.warning(
                 "task %s was in %d workers that were lost: it runs alone",
@@ -469,6 +471,10 @@ class Shift:
             )
             self.on_probation = delivery
             self.run(consumer, delivery)
+
+    def suspect_may_begin(self) -> bool:
+        idle = not self.running and not self.lost and self.draining_since is None
+        return bool(self.suspects) and idle
 
     def suspect_runs(self) -> bool:
         """Whether one runs, and not yet so long that it counts as innocent."""
