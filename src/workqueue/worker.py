@@ -102,11 +102,11 @@ class Worker:
     process; with "process" in child processes, which import it by name; with "async" all are
     coroutines of one event loop; or give a Runner of your own.
 
-    A task that failed is tried again as `retry` says (see RetryPolicy; else as its queue's), and
-    then set aside in the dead-letter queue. One that runs longer than `timeout` seconds is
-    stopped, and has failed. `grace` (seconds) is how long what runs may go on after the first
-    `stop`. With `ack` "early" a task is acknowledged before it runs: at most once, instead of at
-    least once. `middleware` are objects, or names of plugins.
+    A task that failed is tried again as `retry` says (see RetryPolicy; else as the handler's queue
+    does, or this one), and then set aside in the dead-letter queue. One that runs longer than
+    `timeout` seconds is stopped, and has failed. `grace` (seconds) is how long what runs may go on
+    after the first `stop`. With `ack` "early" a task is acknowledged before it runs: at most once,
+    instead of at least once. `middleware` are objects, or names of plugins.
 
     `prefetch` is how many deliveries may be out at this worker, running or not. By default it is
     found out: one per slot while tasks are long, which shares work fairly, and with short ones up
@@ -145,7 +145,7 @@ class Worker:
         if prefetch is None and ack == "early":
             prefetch = concurrency  # what is acknowledged cannot be handed back
         self.prefetch = prefetch and max(prefetch, concurrency)
-        self.retry = retry or queue.retry
+        self.retry = retry
         self.timeout = timeout
         self.grace = grace
         self.ack = ack
@@ -539,7 +539,8 @@ class Shift:
             log.warning("task %s may be done twice: it was lost", name(ending.delivery))
 
     def policy(self, delivery: Delivery) -> RetryPolicy:
-        return self.asked_by(delivery).policy(self.worker.retry)
+        usual = self.worker.retry or self.runner.retry or self.queue.retry
+        return self.asked_by(delivery).policy(usual)
 
     def record(self, outcome: Outcome) -> Outcome:
         """Count it, and say what went wrong."""

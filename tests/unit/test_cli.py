@@ -286,6 +286,23 @@ def test_handlers(shell: Shell) -> None:
     assert shell(*work, "tasks:queue", "--in", "thread").out == "hello bob\n"
 
 
+def test_a_queues_own_retries(shell: Shell) -> None:
+    """What the handler's queue asks for, unless the command line says otherwise."""
+    (shell.folder / "tasks.py").write_text(
+        "from workqueue import RetryPolicy, connect\n"
+        "queue = connect().queue('q', retry=RetryPolicy(max_attempts=2, first=0))\n"
+        "@queue.task\n"
+        "def fail(): raise LookupError('no')\n"
+    )
+    work = ("work", "q", "tasks:queue", "--until-empty", "--json")
+    shell("send", "q", "{}", "--type", "fail")
+    [tally] = shell(*work).json
+    assert (tally["retried"], tally["dead"]) == (1, 1)
+    shell("send", "q", "{}", "--type", "fail")
+    [tally] = shell(*work, "--max-attempts", "1").json
+    assert (tally["retried"], tally["dead"]) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

@@ -76,14 +76,20 @@ class Backoff:
     first: float
     longest: float
 
-    def __str__(self) -> str:
-        return f"{self.first:g}s..{self.longest:g}s"
-
 
 def backoff_range(text: str) -> Backoff:
     """From "1s..10m"; one time alone is both."""
     first, dots, longest = str(text).partition("..")
     return Backoff(duration(first), duration(longest if dots else first))
+
+
+def policy_of(max_attempts: int | None, backoff: Backoff | None) -> RetryPolicy | None:
+    """None if neither is said: then the handler's queue may say."""
+    if max_attempts is None and backoff is None:
+        return None
+    backoff = backoff or Backoff(USUAL.first, USUAL.longest)
+    attempts = USUAL.max_attempts if max_attempts is None else max_attempts
+    return RetryPolicy(max_attempts=attempts, first=backoff.first, longest=backoff.longest)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -132,22 +138,23 @@ def work(
         ),
     ] = None,
     max_attempts: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             envvar="WORKQUEUE_MAX_ATTEMPTS",
-            help="Failures of a task until it is a dead letter.",
+            help="Failures until a task is a dead letter: 5, unless its queue says otherwise.",
         ),
-    ] = USUAL.max_attempts,
+    ] = None,
     backoff: Annotated[
-        Backoff,
+        Backoff | None,
         typer.Option(
             parser=backoff_range,
             metavar="TIME..TIME",
             envvar="WORKQUEUE_BACKOFF",
-            help="Before the second attempt, and at most; in between it doubles.",
+            help="Before the second attempt, and at most; in between it doubles: 1s..10m, unless "
+            "its queue says otherwise.",
         ),
-    ] = Backoff(USUAL.first, USUAL.longest),
+    ] = None,
     max_messages: Annotated[
         int | None,
         typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
@@ -245,9 +252,7 @@ def work(
             runner=runner or "thread",
             concurrency=concurrency,
             prefetch=prefetch,
-            retry=RetryPolicy(
-                max_attempts=max_attempts, first=backoff.first, longest=backoff.longest
-            ),
+            retry=policy_of(max_attempts, backoff),
             timeout=timeout,
             grace=grace,
             ack=ack,

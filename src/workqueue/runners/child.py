@@ -10,6 +10,7 @@ child is doing, and knows of a child that died how far it had come.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -25,8 +26,15 @@ import msgspec
 from workqueue.errors import ConfigError
 from workqueue.message import Delivery, Lost, Message
 from workqueue.middleware import Middleware, load_middleware
-from workqueue.retry import TaskOptions
-from workqueue.runners.handler import Function, function_of, handle, load_handler, options_of
+from workqueue.retry import RetryPolicy, TaskOptions
+from workqueue.runners.handler import (
+    Function,
+    function_of,
+    handle,
+    load_handler,
+    options_of,
+    retry_of,
+)
 from workqueue.runners.runner import Verdict
 
 head = Struct(">I")
@@ -71,6 +79,7 @@ class Report(msgspec.Struct, array_like=True):
     delay: float = 0.0
     files: list[str] = []
     options: dict[str, TaskOptions] = {}
+    retry: bytes = b""
 
 
 READY, UNUSABLE = "ready", "unusable"
@@ -155,10 +164,11 @@ class Child:
         try:
             self.middleware = load_middleware(setup.middleware)
             found = load_handler(setup.handler)
+            retry = packed(retry_of(found))
         except ConfigError as error:
             self.report(Report(UNUSABLE, reason=str(error), error=error.hint))
             return None
-        self.report(Report(READY, files=own_files(), options=options_of(found)))
+        self.report(Report(READY, files=own_files(), options=options_of(found), retry=retry))
         return function_of(found, setup.handler)
 
     def report(self, report: Report) -> None:
@@ -181,6 +191,14 @@ class Child:
             if byte == LOSE:
                 self.lost.set()
         kill_own_session()
+
+
+def packed(policy: RetryPolicy | None) -> bytes:
+    """For the worker, which never imports the handler. Raises ConfigError."""
+    try:
+        return pickle.dumps(policy)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(f"the queue's retry policy cannot be pickled: {error}") from error
 
 
 def own_files() -> list[str]:

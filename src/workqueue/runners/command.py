@@ -72,6 +72,10 @@ class CommandRunner:
         self.threads: list[threading.Thread] = []
 
     @property
+    def retry(self) -> None:
+        """A command belongs to no queue."""
+
+    @property
     def options(self) -> Mapping[str, TaskOptions]:
         return {}
 

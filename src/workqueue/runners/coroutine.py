@@ -22,6 +22,7 @@ from workqueue.runners.handler import (
     make_job,
     one_line,
     options_of,
+    retry_of,
 )
 from workqueue.runners.runner import Ending, Verdict, timed_out
 from workqueue.task import job_here
@@ -38,6 +39,7 @@ class AsyncRunner:
         name = getattr(handler, "__qualname__", repr(handler))
         self.handler = function_of(handler, name)
         self.options: Mapping[str, TaskOptions] = options_of(handler)
+        self.retry = retry_of(handler)
         if not is_async(handler):
             raise HandlerNotFound(
                 f"{name} is a plain function, which would hold up the event loop",

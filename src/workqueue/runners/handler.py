@@ -23,7 +23,7 @@ from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater
 from workqueue.message import Delivery, Job, Lost
 from workqueue.middleware import Middleware, around_handler
 from workqueue.queue import Queue
-from workqueue.retry import TaskOptions
+from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.task import Task, handle_by_type, job_here
 
@@ -232,6 +232,16 @@ def options_of(handler: object) -> dict[str, TaskOptions]:
         case Task():
             return {handler.name: handler.asks}
     return {}
+
+
+def retry_of(handler: object) -> RetryPolicy | None:
+    """What the queue of a handler's tasks asks for."""
+    match handler:
+        case Queue():
+            return handler.retry
+        case Task():
+            return handler.queue.retry
+    return None
 
 
 def is_async(handler: object) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -32,7 +33,7 @@ import msgspec
 from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery
 from workqueue.middleware import Middleware, check_none_wraps
-from workqueue.retry import TaskOptions
+from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.child import (
     LOSE,
     READY,
@@ -153,6 +154,7 @@ class ProcessRunner:
         self.encoder = msgspec.msgpack.Encoder(enc_hook=str)
         self.decoder = msgspec.msgpack.Decoder(Report)
         self.options: Mapping[str, TaskOptions] = {}
+        self.retry: RetryPolicy | None = None
         self.files: dict[str, float] = {}
         self.vacant = 0
         self.unusable: HandlerNotFound | None = None
@@ -425,6 +427,7 @@ class ProcessRunner:
             self.started.set()
             self.files = {file: modified(file) for file in report.files}
             self.options = report.options
+            self.retry = pickle.loads(report.retry)  # noqa: S301 - from our own child
         elif report.verdict == UNUSABLE and self.reload and self.started.is_set():
             log.error("%s; waiting for the next change", report.reason)
         elif report.verdict == UNUSABLE:

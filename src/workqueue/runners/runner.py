@@ -9,7 +9,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from workqueue.message import Delivery
-from workqueue.retry import TaskOptions
+from workqueue.retry import RetryPolicy, TaskOptions
 
 
 class Verdict(Enum):
@@ -52,6 +52,11 @@ class Runner(Protocol):
     @property
     def options(self) -> Mapping[str, TaskOptions]:
         """What the handler's tasks ask for, by their type; known once it is started."""
+        ...
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        """What the handler's queue wants for all of them, if it is one, or a task of one."""
         ...
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:

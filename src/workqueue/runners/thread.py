@@ -15,7 +15,7 @@ from workqueue.errors import Unsupported
 from workqueue.message import Delivery, Lost
 from workqueue.middleware import Middleware
 from workqueue.retry import TaskOptions
-from workqueue.runners.handler import Handler, close_loop, function_of, handle, options_of
+from workqueue.runners.handler import Handler, close_loop, function_of, handle, options_of, retry_of
 from workqueue.runners.runner import Ending, Verdict
 
 NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
@@ -32,6 +32,7 @@ class ThreadRunner:
         self.middleware = middleware
         self.handler = function_of(handler, getattr(handler, "__qualname__", repr(handler)))
         self.options: Mapping[str, TaskOptions] = options_of(handler)
+        self.retry = retry_of(handler)
         self.threads: list[threading.Thread] = []
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
