@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +79,8 @@ class Result:
     samples: dict[str, list[Sample | None]]
     failures: dict[str, str] = field(default_factory=dict)
     at: str = ""
+    load: float = 0.0
+    """The machine's load average meanwhile: far above the cores, others were at work on it."""
 
     def values(self, name: str, figure: str) -> list[float]:
         return [sample[figure] for sample in self.samples[name] if sample and figure in sample]
@@ -129,6 +132,7 @@ def hold(contest: Contest, server: str, rounds: int, say: Say) -> Result:
             entries.reverse()
         for entry in entries:
             result.samples[entry.name].append(attempt(entry, result, say))
+    result.load = round(os.getloadavg()[0], 1)
     for entry in contest.entries:
         say(f"    {entry.name:<28} {', '.join(spoken(result, entry.name))}")
     return result

@@ -57,7 +57,8 @@ class Results:
         yield ""
         yield "Made by `./dev nox -s bench`. Each round runs every contestant once, in turns; told"
         yield "are medians over the rounds, with the least and the most in brackets, and ratios are"
-        yield "taken round by round. Client and broker share the machine: trust the ratios."
+        yield "taken round by round. Client and broker share the machine: trust the ratios. Where"
+        yield "the load average is far above the cores, others were at work on it: trust them less."
         yield ""
         yield (
             f"Machine: {self.machine['cores']} shared cores, {self.machine['system']},"
@@ -83,7 +84,8 @@ def section(result: Result) -> Iterator[str]:
     rounds = max(len(samples) for samples in result.samples.values())
     yield f"## {result.row} {result.title}"
     yield ""
-    yield f"{result.server}, {rounds} rounds, {result.at} UTC."
+    load = f", load average {result.load:.0f}" if result.load else ""
+    yield f"{result.server}, {rounds} rounds, {result.at} UTC{load}."
     yield ""
     ours = next(iter(result.samples))
     main = result.figures[0]["name"]
