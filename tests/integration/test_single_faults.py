@@ -46,6 +46,7 @@ silences = pytest.mark.parametrize("fall_silent", STALLED.values(), ids=STALLED.
 # -- connections that fall silent --------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 @silences
 def test_a_worker_that_hears_nothing(
     desk: Desk, proxy: Proxy, detour: str, fall_silent: Callable[[Proxy], None]
@@ -64,7 +65,8 @@ def test_a_worker_that_hears_nothing(
     other.send(signal.SIGTERM)
     assert other.wait().code == 0
     desk.send("q", "sleep 0 after")
-    desk.until(lambda: "sleep 0 after" in desk.bodies("done"), "it to go on")
+    # It may try the silent way a few times more, each with a pause before it.
+    desk.until(lambda: "sleep 0 after" in desk.bodies("done"), "it to go on", within=2 * PATIENCE)
     worker.send(signal.SIGTERM)
     result = worker.wait()
     assert result.code == 0, result.err
