@@ -57,11 +57,12 @@ class Management:
         return sorted(queue["name"] for queue in self.get(f"queues/{self.vhost}?columns=name"))
 
     def complete(self, queue: str, stats: QueueStats) -> QueueStats:
-        """`stats` with what AMQP does not tell. Before its first sample, the API says nothing or,
-        of what is in flight, a zero beside counts that contradict it: both are None here."""
+        """`stats` with what AMQP does not tell. Before its first sample the API says nothing, and
+        later what was seconds ago: that nothing is in flight is believed only beside a count of
+        what is ready that AMQP agrees with, and else None."""
         found = self.get(f"queues/{self.vhost}/{quote(queue, safe='')}")
-        in_flight, total = found.get("messages_unacknowledged"), found.get("messages")
-        if in_flight == 0 and (total or 0) < (stats.ready or 0):
+        in_flight = found.get("messages_unacknowledged")
+        if in_flight == 0 and found.get("messages_ready") != stats.ready:
             in_flight = None
         oldest = found.get("head_message_timestamp")
         return replace(
