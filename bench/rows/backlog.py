@@ -27,7 +27,7 @@ def on_rabbitmq(world: World) -> Iterator[Contest]:
             name = stack.enter_context(world.queue())
             return filled(world, workers.settings(world, name, "quorum"), waiting)
 
-        yield contest(world, "quorum queue", queue, world.scaled(20_000), world.scaled(20_000))
+        yield contest(world, "quorum queue", queue, workers.enough(world), workers.enough(world))
 
 
 def on_sqlite(world: World) -> Iterator[Contest]:
@@ -40,7 +40,7 @@ def on_sqlite(world: World) -> Iterator[Contest]:
             filled(world, {**asked, "url": f"sqlite:///{file}?synchronous=normal"}, waiting)
             return {**asked, "url": f"sqlite:///{file}"}
 
-        yield contest(world, "SQLite", queue, world.scaled(20_000), world.scaled(4_000))
+        yield contest(world, "SQLite", queue, workers.enough(world), workers.enough(world))
 
 
 def filled(world: World, asked: dict[str, object], waiting: int) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import programs
 from bench.contest import CPU, RATE, Contest, Entry, Figure, Goal, Sample
-from bench.workers import THREAD, Words, no_op
+from bench.workers import THREAD, Words, enough, no_op
 from bench.world import World
 
 OURS = "workqueue"
@@ -51,9 +51,8 @@ def sends(world: World, sync: str) -> Contest:
 
 
 def works(world: World, sync: str) -> Contest:
-    count = world.scaled(COUNTS[sync])
-
     def worked_by(name: str) -> Sample:
+        count = enough(world) if name == "workqueue" else world.scaled(COUNTS[sync])
         with world.file() as file:
             asked = settings(name, file, sync)
             fill = "many" if name == "workqueue" else "send"

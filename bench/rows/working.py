@@ -30,7 +30,7 @@ def no_op(world: World, type: str) -> Contest:
     """The queue is filled, then a worker of one slot works it down."""
 
     def worked_by(kind: Kind) -> Sample:
-        count = world.scaled(40_000 if kind.ours else 5_000)
+        count = workers.enough(world) if kind.ours else world.scaled(5_000)
         with world.queue(type, made=kind.ours) as queue:
             asked = workers.settings(world, queue, type)
             workers.fill(world, kind, asked, count)
