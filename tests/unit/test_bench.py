@@ -1,4 +1,4 @@
-"""workqueue bench on the embedded file and in memory: what it prints, and that it cleans up."""
+"""workqueue bench on the embedded file: what it prints, and that it cleans up."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["sqlite:///jobs.db", "memory://"])
-def test_figures(shell: Shell, url: str) -> None:
+def test_figures(shell: Shell) -> None:
     """One object a line; what was counted took time, and percentiles are in order."""
-    result = shell(*FEW, "-u", url, "--json")
+    result = shell(*FEW, "--json")
     assert result.code == 0, result
     assert [line["what"] for line in result.json] == WHAT
     for line in result.json:
