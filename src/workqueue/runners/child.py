@@ -105,6 +105,19 @@ class Child:
         self.lost = Lost()
         self.middleware: list[Middleware] = []
 
+    def keep_to_itself(self) -> None:
+        """What a handler starts, in whatever way, has none of our descriptors: it would hide our
+        death from the worker for as long as it lives."""
+        descriptors = [self.jobs.fileno(), self.control.fileno(), self.tokens]
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+
+        def forked() -> None:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+        os.register_at_fork(after_in_child=forked)
+
     def serve(self) -> None:
         handler = self.prepare()
         if handler is None:
@@ -261,6 +274,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     jobs, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     child = Child(jobs, control, tokens=int(sys.argv[3]))
+    child.keep_to_itself()
     try:
         child.serve()
         child.flush()

@@ -44,6 +44,13 @@ def obey(job: Job[Any]) -> None:  # noqa: C901 - a list of things to do
             child = subprocess.Popen(["sleep", "600"], start_new_session=word == "daemon")
             Path(rest).write_text(str(child.pid))
             time.sleep(600)
+        case "fork":
+            if os.fork() == 0:
+                time.sleep(600)
+            os._exit(7)
+        case "system":
+            os.system("sleep 600 &")
+            os._exit(7)
         case "listen":
             Path(rest).write_text("started")
             job.lost.wait(600)

@@ -54,6 +54,14 @@ def test_another_time() -> None:
     assert (ending.verdict, ending.delay) == (Verdict.LATER, 2.5)
 
 
+@pytest.mark.parametrize("word", ["fork", "system"])
+def test_what_a_job_has_started_does_not_hide_its_death(word: str) -> None:
+    """Processes that live on have none of the child's ends of its sockets."""
+    with at_work(ProcessRunner(HANDLER)) as bench:
+        [ending] = bench.run(delivery(word))
+    assert (ending.verdict, ending.reason) == (Verdict.FAILED, "its process exited with status 7")
+
+
 def test_a_crash_is_nobody_elses(tmp_path: Path) -> None:
     """Neighbours and later jobs do not notice."""
     with at_work(ProcessRunner(HANDLER), slots=3) as bench:
