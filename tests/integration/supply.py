@@ -126,6 +126,8 @@ class Supply:
         with contextlib.ExitStack() as last:  # each of them, also when one fails
             if self.engine is not None:
                 last.callback(self.engine.stop)
+            if self.images:  # those of our processes, if they were interrupted, and killed
+                last.callback(remove_stale_containers)
             for wanted in list(self.running):
                 last.callback(self.remove, wanted)
 
