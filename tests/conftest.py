@@ -7,10 +7,15 @@ a RabbitMQ. Yet the Docker engine must be its own, to outlive each of the proces
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 from tests.integration.supply import allowed_series, close, prepare
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would all that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_parent(config: pytest.Config) -> bool:

@@ -201,6 +201,7 @@ class DeadLetters:
                     seen += 1
             if batch:
                 yield batch
+                last = time.monotonic()  # what is done with it may take long
             if expected and seen >= expected and not deliveries:
                 return
 

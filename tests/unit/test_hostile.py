@@ -188,7 +188,7 @@ def raw_properties(draw: st.DrawFn) -> bytes:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_what_can_be_received_can_be_set_aside(properties: bytes) -> None:
     """What is not UTF-8 comes out longer than it went in, and a copy must fit all the same."""
-    message, unreadable = wire.decode_properties(properties, 0)
+    message, unreadable = wire.decode_properties(properties, b"")
     delivery = Delivery(message=message, queue="q", attempt=3, unreadable=unreadable)
     for copy in (
         retry_copy(delivery),

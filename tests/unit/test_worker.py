@@ -992,7 +992,7 @@ def test_with_a_number_what_was_taken_is_kept() -> None:
     runner = CountingRunner(gate)
     with running(Worker(queue_on(transport), runner=runner, prefetch=5)) as tallies:
         eventually(lambda: transport.stats("jobs").in_flight == 5)
-        assert len(gate.inside) == 1
+        eventually(lambda: len(gate.inside) == 1)
         assert runner.recalls == 0
         worker_tally = tallies
         threading.Timer(0.2, gate.open.set).start()

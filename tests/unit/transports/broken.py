@@ -607,7 +607,7 @@ class RetriesAtOnce(Settling):
     """Tries again and again, as fast as it can."""
 
     def settled_as(self, retry: Retry) -> Retry:
-        return dataclasses.replace(retry, delay=0)
+        return structs.replace(retry, delay=0)
 
 
 @breaks("test_a_retry_waits")
@@ -623,7 +623,7 @@ class CountsAllAsFailed(Settling):
     """Takes every return for a failure."""
 
     def settled_as(self, retry: Retry) -> Retry:
-        return dataclasses.replace(retry, failed=True)
+        return structs.replace(retry, failed=True)
 
 
 @breaks("test_a_message_may_expire")
