@@ -172,7 +172,9 @@ class Promises:
         assert {entry["attempt"] for entry in desk.journal("done")} == {1}
         assert len(desk.journal("done")) == 1012, "each once"
         makespan = max(e["at"] for e in heavy) - min(e["at"] for e in heavy)
-        assert makespan < 3.0 * 1.15, "three seconds for each, side by side"
+        # Three seconds for each, side by side, or one more where the machine came between; a worker
+        # that kept what it had taken would need all six.
+        assert makespan < 4.0 + 0.9
 
     def makespan(self, desk: Desk) -> float:
         began = min(entry["at"] for entry in desk.journal("start"))
@@ -321,7 +323,7 @@ class Promises:
         """Four tasks run, eight more are held: the four finish, the eight are another's at once."""
         desk.send("q", *(f"sleep 3 {n}" for n in range(4)), *(f"sleep 0 {n}" for n in range(8)))
         worker = desk.work("q", "-c", "4", "--prefetch", "12")
-        desk.until(lambda: len(desk.bodies("start")) == 4, "four tasks to start")
+        desk.until(lambda: len(desk.bodies("start")) >= 4, "four tasks to start")
         worker.send(signal.SIGTERM)
         other = desk.work("q", "-c", "4", "--until-empty")
         result = worker.wait()

@@ -276,6 +276,8 @@ class ProcessRunner:
         for slot in ready:
             if self.backlog and not slot.given:
                 self.give(slot, 1)
+        if not all(slot.ready for slot in self.slots):
+            return  # what is next is for those that are about to start
         run = max(2, min(LONGEST_RUN, int(RUN_TIME / self.mean) if self.mean else 2))
         for index, slot in enumerate(ready):
             soon = len(slot.given) <= run // 2 and now - slot.heard_at < HELD_UP
@@ -311,7 +313,7 @@ class ProcessRunner:
     def relieve(self) -> None:
         """Whoever is held up by a long job keeps others waiting no more."""
         now = time.monotonic()
-        for slot in self.slots:
+        for slot in reversed(self.slots):
             if len(slot.given) > 1 and now - slot.heard_at >= HELD_UP:
                 slot.held_up = True
                 self.take_back(slot)
