@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from tests.unit.test_cli import Shell, is_error
-from workqueue.cli.bench import size_in_bytes
+from workqueue import Worker, connect
+from workqueue.cli.bench import Shift, size_in_bytes
 
 FEW = ("bench", "-n", "100", "--seconds", "300ms")
 WHAT = ["send", "send_many", "handle_thread", "handle_process", "latency"]
@@ -107,3 +108,12 @@ def test_no_sizes(shell: Shell, text: str) -> None:
 
 def test_a_broker_that_is_not_there(shell: Shell) -> None:
     is_error(shell("bench", "-u", "amqp://127.0.0.1:1"), 69, "cannot reach")
+
+
+def test_ctrl_c_while_a_worker_starts(tmp_path: Path) -> None:
+    """The thread may come to run after it was left, and makes no queue then."""
+    with connect(f"sqlite:///{tmp_path / 'w.db'}") as broker:
+        shift = Shift(Worker(broker.queue("q"), lambda job: None))
+        shift.__exit__()
+        shift.run()
+        assert broker.queues() == []

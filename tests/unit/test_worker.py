@@ -496,10 +496,16 @@ def test_grace_comes_to_an_end() -> None:
     """What still runs when it is over is told, and handed back."""
     transport = MemoryTransport()
     filled(transport, 1)
+    begun = threading.Event()
     told: list[bool] = []
-    worker_ = Worker(queue_on(transport), lambda job: told.append(job.lost.wait(ENOUGH)), grace=0.2)
+
+    def handle(job: Job[Any]) -> None:
+        begun.set()
+        told.append(job.lost.wait(ENOUGH))
+
+    worker_ = Worker(queue_on(transport), handle, grace=0.2)
     with running(worker_) as tallies:
-        eventually(lambda: transport.stats("jobs").in_flight == 1)
+        assert begun.wait(ENOUGH)
         worker_.stop()
         eventually(lambda: tallies)
     assert tallies == [Tally(handed_back=1)]

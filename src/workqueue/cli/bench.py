@@ -188,19 +188,27 @@ class Shift(threading.Thread):
         super().__init__(name="workqueue-bench", daemon=True)
         self.worker = worker
         self.max_messages = max_messages
+        self.left = False
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        if self.left:
+            return
         try:
             self.worker.run(max_messages=self.max_messages)
         except BaseException as error:  # noqa: BLE001 - raised again where somebody waits
             self.error = error
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C, while the thread may start nevertheless
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.left = True
         while self.is_alive():
             self.worker.stop()  # again: it may not have begun when it was first told
             self.join(0.1)
