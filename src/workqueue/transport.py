@@ -97,6 +97,8 @@ class QueueStats:
     worker, and perhaps none of one that can take nothing at the moment. `oldest` is how long the
     oldest ready message has waited, in seconds. `sent` and `done` count what was published to the
     queue and what was acknowledged, since some time in the past: they are for comparing two looks.
+    `age` is how old the figures may be that are samples (all but `ready`, `dead` and `consumers`),
+    in seconds; None if everything is of this moment.
     """
 
     ready: int | None = None
@@ -107,6 +109,7 @@ class QueueStats:
     oldest: float | None = None
     sent: int | None = None
     done: int | None = None
+    age: float | None = None
 
 
 class Ack(Struct, frozen=True):

@@ -211,6 +211,7 @@ class Shift:
         self.consumer: Consumer | None = None
         self.full: Consumer | None = None
         self.let_in = False
+        self.holding = 0
         self.pace = Pace(self.worker.concurrency) if worker.prefetch is None else None
         self.running: dict[Delivery, float] = {}
         self.lost: set[Delivery] = set()
@@ -276,10 +277,12 @@ class Shift:
             while not self.finished():
                 self.keep_time()
                 try:
-                    if self.consumer is None:
-                        self.consumer = self.connect()
-                    else:
+                    if self.consumer is not None:
                         self.turn(self.consumer)
+                    elif self.all_slots_lost():
+                        self.nap(LOOK_EVERY)
+                    else:
+                        self.consumer = self.connect()
                 except ConsumerLost as error:
                     self.lose_all(error)
             return self.tally
@@ -331,6 +334,8 @@ class Shift:
             return consumer.receive(limit, patience)
         except DeliveriesLost as lost:
             self.lose(lost.deliveries)
+            if self.all_slots_lost() and self.draining_since is None:
+                raise ConsumerLost(f"{lost}, and no slot is free") from lost
             return []
 
     def room(self) -> int:
@@ -368,15 +373,33 @@ class Shift:
             return
         if self.suspects and pace.held > self.worker.concurrency:
             pace.shrink()  # what is held beside one of them shares its fate
-            consumer.hold(pace.held)
+            self.hold(consumer)
         elif self.longest_wait() > LONGEST_WAIT:
             self.recalled_at = self.clock
             if pace.held > self.worker.concurrency:
                 pace.shrink()
-                consumer.hold(pace.held)  # before anything goes back, or it might come here again
+                self.hold(consumer)  # before anything goes back, or it might come here again
             self.runner.recall()
-        elif pace.changed(self.clock):
-            consumer.hold(pace.held)
+        else:
+            pace.changed(self.clock)
+            self.hold(consumer)
+
+    def hold(self, consumer: Consumer) -> None:
+        """As many as `prefetch` says now, if that is another number."""
+        if (prefetch := self.prefetch()) != self.holding:
+            self.holding = prefetch
+            consumer.hold(prefetch)
+
+    def prefetch(self) -> int:
+        """How many deliveries may be out. Where that is found out, a lost task that still has its
+        slot counts: what is held for that slot, no idle worker could begin."""
+        if self.pace is None:
+            return self.worker.prefetch or 0
+        return max(1, self.pace.held - len(self.lost))
+
+    def all_slots_lost(self) -> bool:
+        """Whether tasks that are others' by now, and cannot be stopped, have all slots."""
+        return len(self.lost) >= self.worker.concurrency
 
     def longest_wait(self) -> float:
         """How long the oldest of what has not begun has been here. Jobs are begun in the order in
@@ -633,20 +656,16 @@ class Shift:
             if self.queue.declare():
                 log.info("made queue %s", self.queue.name)
             self.let_in = True
+        if self.pace is not None:
+            self.pace.shrink()  # for a new consumer from the slots upwards again
+        self.holding = self.prefetch()
         try:
-            return self.queue.transport.consumer(self.queue.name, self.prefetch())
+            return self.queue.transport.consumer(self.queue.name, self.holding)
         except QueueNotFound:
             # Deleted under us. Whoever still sends to it expects it to be worked on.
             log.warning("queue %s was deleted: making it again", self.queue.name)
             self.queue.declare()
-            return self.queue.transport.consumer(self.queue.name, self.prefetch())
-
-    def prefetch(self) -> int:
-        """For a new consumer: from the slots upwards again, where it is found out."""
-        if self.pace is None:
-            return self.worker.prefetch or 0
-        self.pace.shrink()
-        return self.pace.held
+            return self.queue.transport.consumer(self.queue.name, self.holding)
 
     def may_get_better(self, error: BaseException) -> bool:
         """A worker that was let in once goes on trying: passwords are changed, disks are freed."""

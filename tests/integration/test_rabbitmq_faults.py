@@ -594,6 +594,8 @@ def test_in_flight_from_the_management_api(desk: Desk, broker: Broker) -> None:
     desk.until(agrees, "the figures to come in")
     [listed] = desk.run("status", "--json", "--management-url", broker.management_url).json
     assert listed["queue"] == "q"
+    assert "10 s old" in desk.run("status", "--management-url", broker.management_url).err
+    assert "old" not in desk.run("status", "q").err
     worker.kill()
 
 

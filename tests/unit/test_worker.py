@@ -661,6 +661,24 @@ def test_a_lost_task_keeps_its_slot() -> None:
     assert len(gate.inside) == 2
 
 
+@pytest.mark.parametrize("prefetch", [None, 3])
+def test_lost_tasks_keep_nothing_from_others(prefetch: int | None) -> None:
+    """A worker whose slots are all taken by what it lost holds nothing that it cannot begin."""
+    transport = Losing()
+    filled(transport, 1)
+    gate = Gate()
+    with running(Worker(queue_on(transport), gate, prefetch=prefetch)):
+        eventually(lambda: gate.inside)
+        transport.take_back.set()
+        eventually(lambda: gate.inside[0].lost)
+        filled(transport, 2)
+        assert Worker(queue_on(transport), print).run(until_empty=True).done == 3
+        gate.open.set()
+        filled(transport, 1)
+        eventually(lambda: done(transport))
+    assert len(gate.inside) == 2
+
+
 def test_a_delivery_lost_while_all_is_stopped() -> None:
     """It is not handed back a second time, and the worker ends as it was told to."""
     transport = Losing()

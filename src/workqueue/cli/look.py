@@ -51,6 +51,7 @@ def status(
             print_json(dict(zip(COLUMNS, record, strict=True)))
     elif rows:
         print_table(COLUMNS, rows)
+        tell_age(session, [stats for _, stats in found])
     elif not missing:
         session.say("there are no queues yet")
     if missing:
@@ -84,6 +85,12 @@ def peek(
         return
     columns = ("id", "type", "priority", "attempt", "body")
     print_table(columns, [[*map(record.get, columns[:-1]), body_in(record)] for record in records])
+
+
+def tell_age(session: Session, stats: list[QueueStats]) -> None:
+    """On stderr: how far to trust what the broker did not count for us."""
+    if age := max((one.age for one in stats if one.age), default=None):
+        session.say(f"in flight, delayed and rates are the management API's: up to {age:g} s old")
 
 
 def body_in(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from workqueue.broker import Broker
-from workqueue.cli.look import listed
+from workqueue.cli.look import listed, tell_age
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say
 from workqueue.errors import ConnectionLost, QueueNotFound, WorkqueueError
@@ -64,8 +64,7 @@ def watch(
         raise typer.BadParameter(f"-i {interval:g}: at least 0.1 s")
     with session.connect() as broker:
         names = queues or listed(broker)
-        for name in names:
-            broker.queue(name).stats()  # one that is misspelt is said at once
+        tell_age(session, [broker.queue(name).stats() for name in names])  # a misspelt one is said
         rows = [Row(name) for name in names]
         try:
             with view(session, interval) as show:

@@ -25,6 +25,10 @@ from workqueue.transports.rabbitmq.ladder import is_level
 TIMEOUT = 5.0
 """Seconds."""
 
+SAMPLE_AGE = 10.0
+"""Seconds. A queue tells its figures every 5 s (collect_statistics_interval, quorum_tick_interval),
+and the API collects what was told as often. Source: RabbitMQ documentation, "Management plugin"."""
+
 
 def unreadable() -> ConfigError:
     return ConfigError(
@@ -72,6 +76,7 @@ class Management:
             oldest=max(0.0, time() - oldest) if isinstance(oldest, int) else None,
             sent=(found.get("message_stats") or {}).get("publish"),
             done=(found.get("message_stats") or {}).get("ack"),
+            age=SAMPLE_AGE,
         )
 
     def delayed(self, by_queue: int | None) -> int | None:
