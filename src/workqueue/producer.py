@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,10 @@ SHORT_TEXTS = ("id", "type", "content_type", "content_encoding", "correlation_id
 
 SLOW_SOURCE = 0.005
 """Seconds. A source that takes longer than this for its next payload is not kept waiting for it."""
+
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between two tries to place the same messages, at most."""
 
 
 class Producer:
@@ -201,7 +206,6 @@ class Producer:
         """The tries after the first, which `failed`."""
         # Imported when something goes wrong: it takes longer than a message to a broker and back.
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
-        from tenacity.wait import wait_random_exponential
 
         def time_is_up(_state: RetryCallState) -> bool:
             limit = self.timeout if self.reached else self.connect_timeout
@@ -210,7 +214,7 @@ class Producer:
         attempts = Retrying(
             retry=retry_if_exception_type((ConnectionLost, StillPending)),
             stop=time_is_up,
-            wait=wait_random_exponential(multiplier=0.05, max=2.0),
+            wait=Pauses(load),
             reraise=True,
         )
         for attempt in attempts:
@@ -275,6 +279,21 @@ class Producer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Pauses:
+    """Seconds before the next try: more from one in vain to the next, and few again once something
+    was placed, for then a full queue is being worked on."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.pending = len(load.pending)
+        self.in_vain = 0
+
+    def __call__(self, _state: object) -> float:
+        self.in_vain = 0 if len(self.load.pending) < self.pending else self.in_vain + 1
+        self.pending = len(self.load.pending)
+        return random.uniform(0.0, min(SHORTEST_PAUSE * 2**self.in_vain, LONGEST_PAUSE))
 
 
 class StillPending(Exception):

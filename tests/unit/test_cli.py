@@ -169,7 +169,7 @@ def test_a_full_queue(shell: Shell) -> None:
     assert shell("declare", "q", "--max-length", "100").code == 0
     lines = "".join(f"{n}\n" for n in range(1000))
     result = shell("send", "q", "-", "--timeout", "1s", "--json", stdin=lines)
-    is_error(result, 3, "full", "100 sent")
+    is_error(result, 3, "full", "100 sent", "nor what comes after")
     assert result.json == [{"queue": "q", "sent": 100, "failed": 900}]
     assert shell("status", "q", "--json").json[0]["ready"] == 100
     is_error(shell("send", "q", "x", "--timeout", "300ms"), 1, "full")

@@ -33,7 +33,16 @@ from workqueue import (
     Unconfirmed,
     Unroutable,
 )
-from workqueue.producer import CHUNK_BYTES, CHUNK_MESSAGES, MOST_MESSAGES, QUICK, Pace
+from workqueue.producer import (
+    CHUNK_BYTES,
+    CHUNK_MESSAGES,
+    MOST_MESSAGES,
+    QUICK,
+    SHORTEST_PAUSE,
+    Load,
+    Pace,
+    Pauses,
+)
 from workqueue.testing import Fault, FaultyTransport, eventually
 from workqueue.transports.memory import MemoryTransport
 
@@ -305,6 +314,16 @@ def test_a_full_queue_that_is_worked_on_takes_more() -> None:
     producer.send("second")
     room.join()
     assert [message.body for message in stored(transport.store, "jobs")] == [b"second"]
+
+
+def test_pauses_are_short_while_something_is_placed() -> None:
+    """A hundred tries, each of which places one, cost a hundred short pauses."""
+    load = Load([Message(body=b"%d" % n) for n in range(100)])
+    pauses = Pauses(load)
+    while load.pending:
+        load.pending.popitem()
+        assert pauses(None) <= SHORTEST_PAUSE
+    assert max(pauses(None) for _ in range(100)) > SHORTEST_PAUSE
 
 
 class Unreachable(MemoryTransport):

@@ -335,11 +335,13 @@ class Dispatch:
     shape: Shape
     sent: int = 0
     ids: list[str | None] = field(default_factory=list)
+    more: bool = False
 
     def send_all(self, sources: list[Source]) -> None:
         try:
             with self.producer, progress(self.session) as advance:
                 for source in sources:
+                    self.more = not source.single or source is not sources[-1]
                     for batch in source.batches():
                         self.send_batch(batch, source.single)
                         advance(self.sent)
@@ -398,7 +400,8 @@ class Dispatch:
         few = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
         cause = error.failures[0][1] if error.failures else error
         kind = type(cause) if not self.sent else NotSent
-        told = f"{len(places)} not sent ({few}): {cause}; {self.sent} sent"
+        rest = ", nor what comes after" if self.more else ""
+        told = f"{len(places)} not sent ({few}){rest}: {cause}; {self.sent} sent"
         return kind(told, failures=error.failures, sent=self.sent, hint=error.hint)
 
     def report(self, failed: int = 0) -> None:
