@@ -93,9 +93,7 @@ class Producer:
         self.reached = False
         self.declared = not self.queue.spec.asks
         self.created = False
-        self.door = threading.Lock()
-        self.turn = threading.Lock()
-        self.line: list[Parcel] = []
+        self.line = Line()
 
     def send(
         self,
@@ -166,18 +164,17 @@ class Producer:
         if os.getpid() != self.pid:
             self.start_afresh()
         parcel = Parcel(messages)
-        with self.door:
-            self.line.append(parcel)
-        with self.turn:
-            # Whoever has the turn carries all that wait; the others find theirs carried.
-            if not parcel.carried:
-                with self.door:
-                    line, self.line = self.line, []
-                self.carry(line)
+        try:
+            self.line.wait(parcel)
+            if parcel.has_turn:
+                self.carry(parcel)
+        finally:
+            self.line.leave(parcel)
         parcel.tell()
 
-    def carry(self, parcels: list[Parcel]) -> None:
-        """Each parcel is placed or knows why not, so that nobody waits in vain."""
+    def carry(self, own: Parcel) -> None:
+        """Each of those that wait is placed or knows why not, so that nobody waits in vain."""
+        parcels = [own, *self.line.gather()]
         load = Load([message for parcel in parcels for message in parcel.messages])
         try:
             self.place(load)
@@ -193,6 +190,8 @@ class Producer:
         finally:
             for parcel in parcels:
                 parcel.settle(load)
+            for parcel in parcels[1:]:
+                parcel.wake()
 
     def place(self, load: Load) -> None:
         """Try, and try again, until all is placed, refused for good, or time is up."""
@@ -266,8 +265,12 @@ class Producer:
     def close(self) -> None:
         """Hang up; safe to call twice. A later `send` connects again."""
         if os.getpid() == self.pid:
-            with self.turn:
+            nothing = Parcel(())
+            try:
+                self.line.wait(nothing)
                 self.hang_up()
+            finally:
+                self.line.leave(nothing)
 
     def __enter__(self) -> Self:
         return self
@@ -351,12 +354,56 @@ class Load:
         return id(message) in self.pending and id(message) not in self.doubtful
 
 
+class Line:
+    """Those who want to use the connection. One at a time has the turn: it carries for all that
+    wait, and then the first of those who came meanwhile has it. Each is woken by itself: one lock
+    for all would go through everybody's hands before the next is carried.
+
+    Whoever is interrupted (Ctrl-C), waiting or carrying, leaves nobody behind without a turn.
+    """
+
+    def __init__(self) -> None:
+        self.door = threading.Lock()
+        self.taken = False
+        self.waiting: list[Parcel] = []
+
+    def wait(self, parcel: Parcel) -> None:
+        """Until it has the turn, or was carried. Then `leave`, whatever happens."""
+        with self.door:
+            if not self.taken:
+                self.taken = parcel.has_turn = True
+                return
+            self.waiting.append(parcel)
+        parcel.asleep.acquire()
+
+    def gather(self) -> list[Parcel]:
+        """What waits to be carried."""
+        with self.door:
+            return [parcel for parcel in self.waiting if parcel.messages and not parcel.carried]
+
+    def leave(self, parcel: Parcel) -> None:
+        with self.door:
+            if parcel in self.waiting:
+                self.waiting.remove(parcel)
+            if not parcel.has_turn:
+                return
+            parcel.has_turn = False
+            heir = next((one for one in self.waiting if not one.carried), None)
+            self.taken = heir is not None
+            if heir is not None:
+                heir.has_turn = True
+                heir.wake()
+
+
 class Parcel:
-    """What one caller sends."""
+    """What one caller sends, or nothing, by one who merely wants the turn."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = messages
+        self.has_turn = False
         self.carried = False
+        self.asleep = threading.Lock()
+        self.asleep.acquire()
         self.failures: list[tuple[Message, NotSent]] = []
         self.error: Exception | None = None
 
@@ -368,6 +415,9 @@ class Parcel:
             untouched = all(load.untouched(message) for message in self.messages)
             self.error = load.error if untouched else None
         self.carried = True
+
+    def wake(self) -> None:
+        self.asleep.release()
 
     def tell(self) -> None:
         """Raise what the caller has to know, if anything."""

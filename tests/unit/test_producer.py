@@ -39,8 +39,10 @@ from workqueue.producer import (
     MOST_MESSAGES,
     QUICK,
     SHORTEST_PAUSE,
+    Line,
     Load,
     Pace,
+    Parcel,
     Pauses,
 )
 from workqueue.testing import Fault, FaultyTransport, eventually
@@ -579,7 +581,7 @@ def test_what_threads_send_at_once_travels_together() -> None:
     producer = Producer(declared(transport), timeout=ENOUGH)
 
     def wait_for_the_others(publisher: Any, queue: str, messages: Any, timeout: float) -> None:
-        eventually(lambda: len(producer.line) == 7, what="seven more in the line")
+        eventually(lambda: len(producer.line.waiting) == 7, what="seven more in the line")
         publisher.keep(queue, messages)
 
     transport.script.append(wait_for_the_others)
@@ -598,7 +600,7 @@ def test_each_thread_is_told_of_its_own() -> None:
     producer = Producer(declared(transport), timeout=ENOUGH)
 
     def gather(publisher: Any, queue: str, messages: Any, timeout: float) -> None:
-        eventually(lambda: len(producer.line) == 3, what="three more in the line")
+        eventually(lambda: len(producer.line.waiting) == 3, what="three more in the line")
         publisher.keep(queue, messages)
 
     def one_too_large(publisher: Any, queue: str, messages: Any, timeout: float) -> None:
@@ -631,7 +633,7 @@ def test_an_interrupted_sender_does_not_leave_others_waiting() -> None:
     interrupted: list[type[BaseException]] = []
 
     def gather(publisher: Any, queue: str, messages: Any, timeout: float) -> None:
-        eventually(lambda: len(producer.line) == 3, what="three more in the line")
+        eventually(lambda: len(producer.line.waiting) == 3, what="three more in the line")
         publisher.keep(queue, messages)
 
     transport.script.extend([gather, breaks(KeyboardInterrupt())])
@@ -652,6 +654,26 @@ def test_an_interrupted_sender_does_not_leave_others_waiting() -> None:
     ]
     producer.send("afterwards")
     assert [publisher.closed for publisher in transport.publishers] == [True, False]
+
+
+def test_who_is_interrupted_while_waiting_keeps_nobody_from_the_turn() -> None:
+    line = Line()
+    first, second, third = (Parcel([Message(body=b"")]) for _ in range(3))
+    line.wait(first)
+    waits = [threading.Thread(target=line.wait, args=[one]) for one in (second, third)]
+    for wait, number in zip(waits, (1, 2), strict=True):
+        wait.start()
+        eventually(lambda number=number: len(line.waiting) == number)
+    assert line.gather() == [second, third]
+    line.leave(second)
+    line.leave(first)
+    waits[1].join(ENOUGH)
+    assert third.has_turn
+    assert not second.has_turn
+    line.leave(third)
+    assert not line.taken
+    second.wake()  # for its thread's sake: in truth it was interrupted
+    waits[0].join(ENOUGH)
 
 
 # -- forks -------------------------------------------------------------------------------------
