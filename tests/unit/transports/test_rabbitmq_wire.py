@@ -442,6 +442,33 @@ def test_properties_cut_anywhere(message: Message, data: st.DataObject) -> None:
         assert message_in(inbound).content_type == message.content_type
 
 
+SHORT_TEXT = st.binary(max_size=40).map(lambda raw: bytes((len(raw),)) + raw)
+
+
+@given(
+    flags=st.sampled_from(wire.AS_WE_SEND),
+    texts=st.tuples(SHORT_TEXT, SHORT_TEXT, SHORT_TEXT),
+    numbers=st.binary(min_size=10, max_size=10),
+    ends=st.integers(0, 140),
+    more=st.binary(max_size=2),
+)
+@example(wire.AS_WE_SEND[0], (b"\0", b"\0", b""), bytes(10), 14, b"")
+@example(wire.AS_WE_SEND[0], (b"\0", b"\0", b""), bytes(10), 2, b"")
+def test_what_we_send_is_read_in_one_go_as_it_is_one_by_one(
+    flags: bytes, texts: tuple[bytes, bytes, bytes], numbers: bytes, ends: int, more: bytes
+) -> None:
+    """Or not at all: cut, or with bytes left over, it goes the longer way."""
+    content_type, id_, type_ = texts
+    typed = type_ if flags == wire.AS_WE_SEND[1] else b""
+    whole = b"".join((flags, content_type, numbers[:2], id_, numbers[2:], typed))
+    assert wire.decode_as_we_send(whole, b"x") == wire.decode_one_by_one(whole, b"x")[0]
+    for properties in (whole[: max(2, ends)], whole + more):
+        found = wire.decode_as_we_send(properties, b"x")
+        if properties != whole:
+            assert found is None
+        assert wire.decode_properties(properties, b"x") == wire.decode_one_by_one(properties, b"x")
+
+
 @given(table=tables.filter(bool), data=st.data())
 @settings(deadline=None)
 def test_tables_cut_anywhere(table: dict[str, Any], data: st.DataObject) -> None:

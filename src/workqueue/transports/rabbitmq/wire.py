@@ -259,11 +259,15 @@ def decode_refusal(arguments: bytes) -> tuple[int, str]:
 
 
 def decode_properties(properties: bytes, body: bytes) -> tuple[Message, str | None]:
-    """The message that they and `body` are, and what of it could not be read, if anything.
+    """The message that they and `body` are, and what of it could not be read, if anything."""
+    if properties.startswith(AS_WE_SEND) and (message := decode_as_we_send(properties, body)):
+        return message, None
+    return decode_one_by_one(properties, body)
 
-    Each property is read by itself, so that one bad one costs no other, as long as it is known
-    where it ends.
-    """
+
+def decode_one_by_one(properties: bytes, body: bytes) -> tuple[Message, str | None]:
+    """Each property is read by itself, so that one bad one costs no other, as long as it is known
+    where it ends."""
     found: dict[str, Any] = {}
     unreadable = None
     offset = 2
@@ -278,6 +282,30 @@ def decode_properties(properties: bytes, body: bytes) -> tuple[Message, str | No
     except (struct_error, IndexError) as error:
         unreadable = f"the properties are cut short: {error}"
     return Message(body=body, **found), unreadable
+
+
+def decode_as_we_send(properties: bytes, body: bytes) -> Message | None:
+    """What has a content type, delivery mode, priority, id and time, and perhaps a type, read in
+    one go: most that comes was sent by one of us. None if it does not end where it says."""
+    try:
+        size = properties[2]
+        id_ends = 6 + size + properties[5 + size]
+        end, type_ = id_ends + 8, None
+        if properties[1] & 0x20:
+            type_ = properties[end + 1 :].decode("utf-8", "backslashreplace")
+            end += 1 + properties[end]
+        if end != len(properties):
+            return None
+        return Message(
+            body=body,
+            id=properties[6 + size : id_ends].decode("utf-8", "backslashreplace"),
+            content_type=properties[3 : 3 + size].decode("utf-8", "backslashreplace"),
+            type=type_,
+            priority=properties[4 + size],
+            sent_at=float(longlong.unpack_from(properties, id_ends)[0]),
+        )
+    except (struct_error, IndexError):
+        return None
 
 
 @cache
@@ -435,6 +463,9 @@ PROPERTIES = (
 """Name, flag and reader of each property of the class basic, in the order of the wire."""
 
 ALL_FLAGS = 0xFFFC
+
+AS_WE_SEND = (b"\x98\xc0", b"\x98\xe0")
+"""Flags of content type, delivery mode, priority, id and time; and of type besides."""
 
 
 # -- writing -----------------------------------------------------------------------------------
