@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,28 @@ def test_after_a_stop_nothing_begins() -> None:
         bench.runner.stop()
         endings = bench.endings(*jobs)
     assert [ending.verdict for ending in endings] == [Verdict.STOPPED] * 2
+
+
+def test_a_stop_while_one_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked to stop as well, and not forgotten."""
+    starting, go_on = threading.Event(), threading.Event()
+
+    class Slow(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            starting.set()
+            assert go_on.wait(ENOUGH)
+            super().__init__(*arguments, **options)
+
+    with at_work(shell("sleep 600")) as bench:
+        monkeypatch.setattr("workqueue.runners.command.subprocess.Popen", Slow)
+        job = delivery("x")
+        bench.runner.run(job)
+        assert starting.wait(ENOUGH)
+        release = threading.Timer(0.2, go_on.set)
+        release.start()
+        bench.runner.stop()
+        assert bench.endings(job)[0].verdict is Verdict.STOPPED
+        release.join()
 
 
 def test_closing_kills_what_runs(tmp_path: Path) -> None:
