@@ -230,7 +230,7 @@ class Shift:
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
         self.draining_since: float | None = None
-        self.alarm = threading.Event()
+        self.alarm = threading.Condition()  # a signal may ring it while we have its lock
 
     # -- told from outside
 
@@ -240,7 +240,8 @@ class Shift:
 
     def ring(self) -> None:
         """Something happened: end whatever wait there is."""
-        self.alarm.set()
+        with self.alarm:
+            self.alarm.notify_all()
         consumer = self.consumer
         if consumer is not None:
             consumer.wake()
@@ -688,9 +689,9 @@ class Shift:
         """Sleep, unless told to stop."""
         deadline = time.monotonic() + seconds
         while not self.stops and (left := deadline - time.monotonic()) > 0:
-            self.alarm.clear()
-            if not self.stops:
-                self.alarm.wait(left)
+            with self.alarm:
+                if not self.stops:
+                    self.alarm.wait(min(left, TURN))  # a signal may ring just before we listen
             self.forget_ended()
 
     def lose_all(self, error: ConsumerLost) -> None:

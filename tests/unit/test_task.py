@@ -362,8 +362,10 @@ def test_a_queue_without_tasks_is_none(queue: Queue) -> None:
 
 def test_an_async_handler_in_threads(queue: Queue) -> None:
     """One event loop for each thread, kept from job to job."""
+    both = threading.Barrier(2)
 
     async def handle(job: Job[Any]) -> None:
+        both.wait(ENOUGH)  # or one thread does it all, while the other is not let run
         await asyncio.sleep(0.001)
         seen.append((threading.get_ident(), id(asyncio.get_running_loop())))
 

@@ -509,7 +509,7 @@ def test_grace_comes_to_an_end() -> None:
         worker_.stop()
         eventually(lambda: tallies)
     assert tallies == [Tally(handed_back=1)]
-    assert told == [True]
+    eventually(lambda: told == [True], what="the handler to hear of it")
     assert len(stored(transport.store, "jobs")) == 1
 
 
@@ -639,6 +639,7 @@ def test_a_lost_delivery() -> None:
             lost.append(job.lost)
 
     tally = Worker(queue_on(transport), handle, concurrency=2).run(until_empty=True)
+    eventually(lambda: lost, what="the end of the lost run, for which no worker waits")
     assert told == [True]
     assert bool(lost[0]) is True
     assert tally == Tally(done=1, lost=1)
@@ -679,8 +680,9 @@ def test_lost_tasks_keep_nothing_from_others(prefetch: int | None) -> None:
     assert len(gate.inside) == 2
 
 
-def test_a_delivery_lost_while_all_is_stopped() -> None:
+def test_a_delivery_lost_while_all_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not handed back a second time, and the worker ends as it was told to."""
+    monkeypatch.setattr(worker, "STOPPING_TIME", ENOUGH)
     transport = Losing()
     filled(transport, 1)
     begun = threading.Event()
@@ -689,7 +691,7 @@ def test_a_delivery_lost_while_all_is_stopped() -> None:
         begun.set()
         assert job.lost.wait(ENOUGH)
         transport.take_back.set()
-        time.sleep(0.2)
+        eventually(lambda: not transport.take_back.is_set(), what="the broker to take it back")
 
     worker_ = Worker(queue_on(transport), handle)
     with running(worker_) as tallies:
@@ -702,20 +704,19 @@ def test_a_delivery_lost_while_all_is_stopped() -> None:
 
 def test_a_lost_consumer_loses_what_ran() -> None:
     """The handlers are told, and what they did settles nothing on the next consumer."""
-    memory = MemoryTransport()
-    filled(memory, 1)
+    transport = Opening()
+    filled(transport, 1)
     told: list[bool] = []
 
     def handle(job: Job[Any]) -> None:
         if not job.redelivered:
+            transport.opened[0].close()
             told.append(job.lost.wait(ENOUGH))
 
-    # In the second call the worker waits, and the handler begins.
-    transport = FaultyTransport(memory, Fault("receive", 3))
     tally = Worker(queue_on(transport), handle).run(until_empty=True)
     assert told == [True]
     assert tally == Tally(done=1, lost=1)
-    assert done(memory)
+    assert done(transport)
 
 
 # -- connecting --------------------------------------------------------------------------------
@@ -795,7 +796,7 @@ def test_a_worker_that_was_let_in_once_goes_on_trying(
         transport.errors.extend([error] * 1_000)
         consumer.close()
         consumer.wake()
-        (line,) = eventually(lambda: told("trying again in"))
+        line, *_ = eventually(lambda: told("trying again in"))
         assert str(error) in line
         assert tallies == []
     assert tallies == [Tally()]
@@ -967,14 +968,22 @@ class CountingRunner(ThreadRunner):
 
 
 def test_short_tasks_are_held_in_advance() -> None:
-    """The worker finds out by itself that it may."""
+    """The worker finds out by itself that it may, once the machine lets them be short."""
     transport = MemoryTransport()
-    filled(transport, 300)
+    sent: list[str] = []
     worker_ = Worker(queue_on(transport), lambda job: None)
-    assert worker_.run(until_empty=True).done == 300
-    assert worker_.shift
-    assert worker_.shift.pace
-    assert worker_.shift.pace.held > 8
+
+    def more_are_held() -> bool:
+        """more are held than run"""
+        sent.extend(filled(transport, 300))
+        shift = worker_.shift
+        return bool(shift and shift.pace and shift.pace.held > 8)
+
+    with running(worker_) as tallies:
+        eventually(more_are_held, within=ENOUGH)
+        eventually(lambda: done(transport), within=ENOUGH)
+    [tally] = tallies
+    assert tally.done == len(sent)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -998,8 +1007,14 @@ def test_what_waits_behind_a_long_task_is_handed_back(concurrency: int) -> None:
         call = handle
     with running(Worker(queue_on(transport), call, concurrency=concurrency)) as tallies:
         eventually(lambda: handle.stumbled, within=ENOUGH)
-        eventually(lambda: transport.stats("jobs").in_flight == concurrency, within=ENOUGH)
-        assert transport.stats("jobs").ready == 300 - 200 - concurrency
+        as_few_as_run = (concurrency, 300 - 200 - concurrency)
+
+        def handed_back() -> bool:
+            """all but what runs is ready"""
+            stats = transport.stats("jobs")
+            return (stats.in_flight, stats.ready) == as_few_as_run
+
+        eventually(handed_back, within=ENOUGH)
         for gate in gates:
             gate.set()
         eventually(lambda: done(transport), within=ENOUGH)
@@ -1044,19 +1059,19 @@ def test_a_lost_consumer_loses_what_waits_without_a_word(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Only what was begun may be done twice; the rest is simply handled."""
-    memory = MemoryTransport()
-    ids = filled(memory, 6)
+    transport = Opening()
+    ids = filled(transport, 6)
     seen: list[str | None] = []
 
     def handle(job: Job[Any]) -> None:
         seen.append(job.id)
         if not job.redelivered:
+            transport.opened[0].close()
             assert job.lost.wait(ENOUGH)
 
-    transport = FaultyTransport(memory, Fault("receive", 3))
     Worker(queue_on(transport), handle, prefetch=6).run(until_empty=True)
     assert Counter(seen) == Counter([ids[0], *ids])
-    assert done(memory)
+    assert done(transport)
 
 
 @pytest.mark.parametrize("prefetch", [None, 0, 50])

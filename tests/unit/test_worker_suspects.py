@@ -44,10 +44,11 @@ def deaths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watch:
-    """A handler that sees who runs beside whom."""
+    """A handler that sees who runs beside whom. Innocents wait until two of them have met."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.met = threading.Event()
         self.running: set[str] = set()
         self.beside: dict[str, set[str]] = {}
         self.order: list[str] = []
@@ -58,6 +59,10 @@ class Watch:
             for name in self.running:
                 self.beside.setdefault(name, set()).update(self.running)
             self.order.append(job.payload)
+            if len(self.running) > 1:
+                self.met.set()
+        if "innocent" in job.payload:
+            assert self.met.wait(ENOUGH)
         time.sleep(0.02)
         with self.lock:
             self.running.remove(job.payload)

@@ -132,7 +132,8 @@ class CommandRunner:
             self.interrupt(deliveries)
 
     def stop(self) -> None:
-        self.stopping = True
+        with self.lock:  # what is just being started is among those that run then
+            self.stopping = True
         self.interrupt(list(self.running))
 
     def interrupt(self, deliveries: Sequence[Delivery]) -> None:
@@ -148,8 +149,8 @@ class CommandRunner:
         if not self.threads:
             return
         threads, self.threads = self.threads, []
-        self.stopping = True
         with self.lock:
+            self.stopping = True
             for process in self.running.values():
                 signal_session(process.pid, signal.SIGKILL)
         for _ in threads:

@@ -80,7 +80,7 @@ class AsyncRunner:
         self.loop.call_soon_threadsafe(self.give_up_waiting, Verdict.UNTOUCHED)
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
+        for delivery in reversed(deliveries):  # what runs comes last, or the next would begin
             if delivery in self.losses:
                 self.losses[delivery].set()
                 self.loop.call_soon_threadsafe(self.cancel, delivery)

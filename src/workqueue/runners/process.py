@@ -195,7 +195,7 @@ class ProcessRunner:
         return ended
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
+        for delivery in reversed(deliveries):  # what runs comes last, or the next would begin
             self.order("lose", delivery)
 
     def stop(self) -> None:

@@ -87,7 +87,7 @@ class ThreadRunner:
         return ended
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
+        for delivery in reversed(deliveries):  # what runs comes last, or the next would begin
             if delivery in self.running:
                 self.running[delivery].set()
 

@@ -7,10 +7,14 @@ import threading
 
 
 class Bell:
-    """Rung once or many times, it is answered once. Ringing is cheap, and safe after closing."""
+    """Rung once or many times, it is answered once. Ringing is cheap, and safe after closing.
+
+    A handler of signals may ring it, which runs in the midst of whatever the main thread does, and
+    so while that answers: hence a lock that its holder may take once more.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.rung = False
         self.reader, self.writer = os.pipe()
 
@@ -35,8 +39,9 @@ class Bell:
 
     def close(self) -> None:
         with self.lock:
-            if self.writer >= 0:
-                os.close(self.writer)
-                os.close(self.reader)
-                self.reader = self.writer = -1
-                self.rung = False
+            reader, writer = self.reader, self.writer
+            self.reader = self.writer = -1
+            self.rung = False
+            if writer >= 0:
+                os.close(writer)
+                os.close(reader)

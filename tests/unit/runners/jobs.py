@@ -15,6 +15,9 @@ from workqueue.testing import eventually
 ENOUGH = 30.0
 """Seconds: longer than anything here takes on any machine."""
 
+TO_BEGIN = 3.0
+"""Seconds after which a job is stopped that has done what it does first, on a busy machine too."""
+
 
 def delivery(body: str | bytes, **more: object) -> Delivery:
     raw = body.encode() if isinstance(body, str) else body

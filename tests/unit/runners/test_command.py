@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.runners.jobs import ENOUGH, at_work, delivery, gone, pid_in
+from tests.unit.runners.jobs import ENOUGH, TO_BEGIN, at_work, delivery, gone, pid_in
 from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery, Message
+from workqueue.runners import command
 from workqueue.runners.command import CommandRunner
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.testing import eventually
@@ -110,14 +113,15 @@ def test_what_it_leaves_running_keeps_nobody_waiting(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_one_that_takes_too_long(tmp_path: Path) -> None:
+def test_one_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped with its children; one that cleans up may."""
+    monkeypatch.setattr(command, "CLEANUP_TIME", ENOUGH)
     note, cleaned = tmp_path / "pid", tmp_path / "cleaned"
     script = f"trap 'touch {cleaned}; exit 0' TERM; sleep 600 & echo $! > {note}; wait"
     with at_work(shell(script)) as bench:
-        [ending] = bench.run(delivery("x"), timeout=1.0)
-        assert (ending.verdict, ending.reason) == (Verdict.FAILED, "timed out after 1 s")
-        [good] = bench.run(delivery("x"), timeout=1.0)
+        [ending] = bench.run(delivery("x"), timeout=TO_BEGIN)
+        assert (ending.verdict, ending.reason) == (Verdict.FAILED, "timed out after 3 s")
+        [good] = bench.run(delivery("x"), timeout=TO_BEGIN)
     assert cleaned.exists()
     assert good.verdict is Verdict.FAILED
     eventually(lambda: gone(pid_in(note)), within=ENOUGH)
@@ -126,8 +130,8 @@ def test_one_that_takes_too_long(tmp_path: Path) -> None:
 def test_one_that_ignores_being_asked(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     with at_work(shell(f"trap '' TERM; echo $$ > {note}; while :; do sleep 1; done")) as bench:
-        [ending] = bench.run(delivery("x"), timeout=1.0)
-    assert ending.reason == "timed out after 1 s"
+        [ending] = bench.run(delivery("x"), timeout=TO_BEGIN)
+    assert ending.reason == "timed out after 3 s"
     eventually(lambda: gone(pid_in(note)), within=ENOUGH)
 
 
@@ -156,6 +160,28 @@ def test_after_a_stop_nothing_begins() -> None:
         bench.runner.stop()
         endings = bench.endings(*jobs)
     assert [ending.verdict for ending in endings] == [Verdict.STOPPED] * 2
+
+
+def test_a_stop_while_one_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked to stop as well, and not forgotten."""
+    starting, go_on = threading.Event(), threading.Event()
+
+    class Slow(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            starting.set()
+            assert go_on.wait(ENOUGH)
+            super().__init__(*arguments, **options)
+
+    with at_work(shell("sleep 600")) as bench:
+        monkeypatch.setattr("workqueue.runners.command.subprocess.Popen", Slow)
+        job = delivery("x")
+        bench.runner.run(job)
+        assert starting.wait(ENOUGH)
+        release = threading.Timer(0.2, go_on.set)
+        release.start()
+        bench.runner.stop()
+        assert bench.endings(job)[0].verdict is Verdict.STOPPED
+        release.join()
 
 
 def test_closing_kills_what_runs(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.runners.jobs import ENOUGH, at_work, delivery, gone, pid_in
+from tests.unit.runners.jobs import ENOUGH, TO_BEGIN, at_work, delivery, gone, pid_in
 from workqueue.errors import HandlerNotFound, Unsupported
 from workqueue.middleware import Middleware
+from workqueue.runners import process
 from workqueue.runners.process import ProcessRunner, how_it_died
 from workqueue.runners.runner import Verdict
 from workqueue.testing import eventually
@@ -100,19 +101,20 @@ def test_a_job_that_takes_too_long(tmp_path: Path, word: str) -> None:
     note = tmp_path / "pid"
     with at_work(ProcessRunner(HANDLER)) as bench:
         job = delivery(f"{word} {note}")
-        bench.runner.run(job, 1.0)
+        bench.runner.run(job, TO_BEGIN)
         pid = pid_in(note)
         [late] = bench.endings(job)
         [good] = bench.run(delivery("nothing"), timeout=ENOUGH)
         eventually(lambda: gone(pid), within=ENOUGH)
-    assert (late.verdict, late.reason) == (Verdict.FAILED, "timed out after 1 s")
+    assert (late.verdict, late.reason) == (Verdict.FAILED, "timed out after 3 s")
     assert good.verdict is Verdict.DONE
     if word == "hang":
         assert "time.sleep(600)" in late.error
 
 
-def test_a_lost_job_is_told_first(tmp_path: Path) -> None:
+def test_a_lost_job_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may finish by itself."""
+    monkeypatch.setattr(process, "LOST_NOTICE", ENOUGH)
     note = tmp_path / "note"
     with at_work(ProcessRunner(HANDLER)) as bench:
         job = delivery(f"listen {note}")
@@ -287,8 +289,10 @@ def test_a_death_is_that_of_one_job(tmp_path: Path, word: str) -> None:
     assert file.stat().st_size == 300
 
 
-def test_a_failure_in_a_run_is_told_as_what_it_was(tmp_path: Path) -> None:
+def test_a_failure_in_a_run_is_told_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each job has its own ending, in the order of the jobs."""
+    # What a child was held up in is taken back, and how long each took is not heard then.
+    monkeypatch.setattr(process, "HELD_UP", ENOUGH)
     with at_work(ProcessRunner(HANDLER)) as bench:
         jobs = [delivery("fail x" if n % 7 == 0 else "nothing") for n in range(100)]
         endings = bench.run(*jobs)
@@ -316,8 +320,11 @@ def test_what_has_not_begun_can_be_recalled(tmp_path: Path) -> None:
     assert file.stat().st_size == 1
 
 
-def test_a_long_job_holds_up_none_behind_it(tmp_path: Path) -> None:
+def test_a_long_job_holds_up_none_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other slot does all the others, also those that were given to its child already."""
+    monkeypatch.setattr(process, "LOST_NOTICE", ENOUGH)
     note = tmp_path / "note"
     with at_work(ProcessRunner(HANDLER), slots=2) as bench:
         bench.run(*[delivery("nothing") for _ in range(50)])

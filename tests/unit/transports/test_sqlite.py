@@ -832,7 +832,7 @@ def together(count: int, run: Callable[[], object]) -> None:
     """`run` in `count` threads at once; what it raises is raised here."""
     with ThreadPoolExecutor(count) as pool:
         for done in [pool.submit(run) for _ in range(count)]:
-            done.result(timeout=PATIENCE)
+            done.result(timeout=PATIENCE * 3)
 
 
 def test_many_threads_look_at_once(transport: SQLiteTransport) -> None:
