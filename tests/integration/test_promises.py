@@ -338,10 +338,10 @@ class Promises:
     def test_sigterm_twice_leaves_at_once(self, desk: Desk) -> None:
         """Out soon, without a traceback, and the tasks run again elsewhere."""
         desk.send("q", "once 60 a", "once 60 b")
-        worker = desk.work("q", "-c", "2")
+        worker = desk.work("q", "-c", "2", "-v")
         desk.until(lambda: len(desk.bodies("start")) == 2, "two tasks to start")
-        worker.send(signal.SIGTERM)
-        time.sleep(0.3)
+        worker.send(signal.SIGTERM)  # two that nobody has heeded yet would be one
+        desk.until(lambda: worker.says("once more to stop now"), "it to heed the first")
         worker.send(signal.SIGTERM)
         result = worker.wait(20)
         assert result.code == 143
