@@ -95,7 +95,8 @@ class Broker:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=15) as answer:
+        # A virtual host goes with all its queues, one after the other.
+        with urllib.request.urlopen(request, timeout=60) as answer:
             said = answer.read()
         return json.loads(said) if said else None
 
