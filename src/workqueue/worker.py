@@ -254,11 +254,12 @@ class Shift:
             return
 
         def heed(number: int, _frame: FrameType | None) -> None:
-            if self.stops:
+            again = bool(self.stops)
+            if again:
                 self.tally.forced = number
-            elif self.running:
+            self.stop(now=again)  # first, so that whoever reads the line is right about the next
+            if self.running and not again:
                 log.info("finishing %d tasks; once more to stop now", len(self.running))
-            self.stop(now=bool(self.stops))
 
         before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

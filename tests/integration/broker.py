@@ -95,7 +95,8 @@ class Broker:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=15) as answer:
+        # A virtual host goes with all its queues, one after the other.
+        with urllib.request.urlopen(request, timeout=60) as answer:
             said = answer.read()
         return json.loads(said) if said else None
 
@@ -168,12 +169,12 @@ class Broker:
         """Publishers are blocked, from now on."""
         self.alarm_is_set = True
         self.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1")
-        eventually(lambda: not self._has_no_alarm(), what="the memory alarm")
+        eventually(lambda: not self._has_no_alarm(), within=30, what="the memory alarm")
 
     def clear_memory_alarm(self) -> None:
         """Publishers are let go."""
         self.rabbitmqctl("set_vm_memory_high_watermark", "0.6")
-        eventually(self._has_no_alarm, what="the end of the memory alarm")
+        eventually(self._has_no_alarm, within=30, what="the end of the memory alarm")
         self.alarm_is_set = False
 
     def _has_no_alarm(self) -> bool:

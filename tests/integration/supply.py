@@ -243,12 +243,23 @@ def lives(pid: int) -> bool:
     return True
 
 
+MOST_PROCESSES = 8
+"""Of pytest-xdist, each of which has ports of its own."""
+
+given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nobody has, nor will be given: below those that outgoing connections take."""
+    """A port that nobody has, nor will be given: below those that outgoing connections take. None
+    twice, and none of another process of the tests: a container takes its own seconds later."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randrange(20000, 32000)
+        port = random.randrange(20000 + process % MOST_PROCESSES, 32000, MOST_PROCESSES)
+        if port in given_ports:
+            continue
         with socket.socket() as attempt, contextlib.suppress(OSError):
             attempt.bind(("127.0.0.1", port))
+            given_ports.add(port)
             return port
 
 

@@ -19,10 +19,11 @@ from workqueue.testing import eventually
 
 
 @contextmanager
-def connected(url: str) -> Iterator[amqp.Connection]:
-    """A connection made at the first try, on which no call waits for ever."""
+def connected(url: str, within: float = 10) -> Iterator[amqp.Connection]:
+    """A connection made at the first try, each step of it `within` so many seconds; on which no
+    call waits for ever."""
     patience = {"read_timeout": 10, "write_timeout": 10}
-    transport = kombu.Connection(url, connect_timeout=1, transport_options=patience).transport
+    transport = kombu.Connection(url, connect_timeout=within, transport_options=patience).transport
     connection = transport.establish_connection()
     try:
         yield connection
@@ -59,7 +60,7 @@ def test_a_vhost_lives_as_long_as_its_test(broker: Broker) -> None:
 
 def test_a_paused_broker_is_silent(broker: Broker, vhost: Vhost) -> None:
     broker.pause()
-    with pytest.raises(TimeoutError), connected(vhost.url):
+    with pytest.raises(TimeoutError), connected(vhost.url, within=1):
         pass
     broker.unpause()
     with connected(vhost.url):

@@ -35,6 +35,7 @@ class TestClassic(TestQuorum):
         return QueueSpec(name=name, type="classic", **options)
 
 
+@pytest.mark.timeout(300)
 def test_random_orders_of_calls(vhost: Vhost) -> None:
     """What was sent is ready, out, dead or done, and only one, whatever is called when."""
     machine = transport_machine(lambda: RabbitMQTransport(vhost.url), examples=6, steps=20)

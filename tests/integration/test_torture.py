@@ -16,6 +16,11 @@ from workqueue import connect
 
 SHORT = ("torture", "--messages", "150", "--minutes", "0.08", "--seed", "3")
 
+PATIENCE = 240.0
+"""Seconds. Processes start, are waited for, and are asked to leave, one after the other."""
+
+pytestmark = pytest.mark.timeout(300)
+
 
 class Torture:
     @pytest.fixture
@@ -34,7 +39,7 @@ class Torture:
 
     def test_nothing_is_lost(self, desk: Desk, management_url: str | None) -> None:
         """One object on stdout, the strokes on stderr, and the queue is gone."""
-        result = desk.run(*SHORT, "--json")
+        result = desk.start(*SHORT, "--json").wait(PATIENCE)
         assert result.code == 0, result.err
         [figures] = result.json
         assert figures["seed"] == 3
@@ -74,7 +79,7 @@ class TestOnTheEmbeddedFile(Torture):
             "torture", "--messages", "2000", "--minutes", "0.1", "--patience", "3s"
         )
         desk.until(lambda: self.purged(desk), "messages to be dropped")
-        result = program.wait()
+        result = program.wait(PATIENCE)
         assert result.code == 1
         assert "lost: " in result.err
         assert "FAILED" in result.out

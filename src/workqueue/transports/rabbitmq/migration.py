@@ -227,9 +227,8 @@ class Migration:
             self.wait_for_workers()
             moved = self.move(self.queue, self.holding, expected=count(self.link, self.queue)[0])
             self.say(f"moved {moved:,} messages to {self.holding}")
-            time.sleep(LOOK_AGAIN)
             # The second look: a worker that had seen no marker, a copy that was under way.
-            if count(self.link, self.queue) == (0, 0):
+            if self.look_again(self.queue) == (0, 0):
                 return
         if not self.force:
             self.unfence()
@@ -252,20 +251,31 @@ class Migration:
             close_gate(self.link, self.queue)  # opened by a worker that had seen no marker yet
             _, consumers = count(self.link, self.queue)
             calm = 0 if consumers else calm + 1
-            if consumers and time.monotonic() - self.said_at > STILL_THERE:
-                self.said_at = time.monotonic()
-                self.say(
-                    f"waiting for {consumers} consumers of {self.queue} to finish and leave;"
-                    " workers of ours do so by themselves"
-                )
+            self.tell_who_stays(self.queue, consumers)
             time.sleep(LOOK_AGAIN)
+
+    def tell_who_stays(self, queue: str, consumers: int) -> None:
+        if consumers and time.monotonic() - self.said_at > STILL_THERE:
+            self.said_at = time.monotonic()
+            self.say(
+                f"waiting for {consumers} consumers of {queue} to finish and leave;"
+                " workers of ours do so by themselves"
+            )
+
+    def look_again(self, queue: str) -> tuple[int, int]:
+        """Ready messages and consumers, once what closed a moment ago is known to be gone."""
+        time.sleep(LOOK_AGAIN)
+        return count(self.link, queue)
 
     def bring_back(self) -> int:
         if not self.unfinished:
             return 0
         moved = self.move(self.holding, self.queue)
-        while count(self.link, self.holding)[0]:  # that it was quiet proves nothing
+        # That it was quiet proves nothing: what was on its way to a consumer, our own last one or
+        # that of a run that was killed, is not ready, and would be deleted with the queue.
+        while (left := self.look_again(self.holding)) != (0, 0):
             moved += self.move(self.holding, self.queue)
+            self.tell_who_stays(self.holding, left[1])
         self.drop(self.holding)
         self.say(f"moved {moved:,} messages back to {self.queue}")
         return moved
