@@ -39,6 +39,9 @@ BATCH = 100
 QUIET = 1.0
 """Seconds without a letter after which there are no more."""
 
+SLOW = 10.0
+"""The same, while fewer have come than were counted: the broker is slow, or others have them."""
+
 CONFIRM_TIMEOUT = 30.0
 
 BROKERS_REASONS = {
@@ -93,12 +96,13 @@ class DeadLetters:
 
         Raises QueueNotFound.
         """
-        if not self.exist():
+        there = self.count()
+        if there is None:
             return
         found = 0
         missing = set(ids)
         with closing(self.transport.consumer(self.name, 0)) as consumer:
-            for batch in self.batches(consumer):
+            for batch in self.batches(consumer, there):
                 for _, letter in chosen(batch, ids, error):
                     yield letter
                     found += 1
@@ -147,28 +151,29 @@ class DeadLetters:
 
     # -- over the seam
 
-    def exist(self) -> bool:
-        """Whether there can be any: a queue of others, or a dead-letter queue, may have no
-        dead-letter queue of its own. Raises QueueNotFound if the queue is not there either."""
+    def count(self) -> int | None:
+        """How many there are, as far as the broker says. None where there can be none: a queue of
+        others, or a dead-letter queue, may have no dead-letter queue of its own. Raises
+        QueueNotFound if the queue is not there either."""
         try:
-            self.transport.stats(self.name)
+            return self.transport.stats(self.name).ready or 0
         except QueueNotFound:
             self.transport.stats(self.queue)
-            return False
-        return True
+            return None
 
     def each_batch(
         self, ids: Collection[str], error: str | None, limit: int | None
     ) -> Iterator[tuple[Consumer, Sequence[tuple[Delivery, DeadLetter]]]]:
         """The chosen ones in batches, to be settled by the caller. All others are handed back at
         the end: while they are out, they do not come round again."""
-        if not self.exist():
+        there = self.count()
+        if there is None:
             return
         left = limit
         taken: set[str | None] = set()
         prefetch = 0 if ids or error else BATCH
         with closing(self.transport.consumer(self.name, prefetch)) as consumer:
-            for batch in self.batches(consumer, taken):
+            for batch in self.batches(consumer, there, taken):
                 letters = chosen(batch, ids, error)[:left]
                 if letters:
                     yield consumer, letters
@@ -180,29 +185,29 @@ class DeadLetters:
             finish(consumer)
 
     def batches(
-        self, consumer: Consumer, taken: Collection[str | None] = ()
+        self, consumer: Consumer, there: int, taken: Collection[str | None] = ()
     ) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
-        """All that was there at the beginning. What dies meanwhile is for another time: what has
+        """All that was `there` at the beginning. What dies meanwhile is for another time: what has
         an id that was `taken` before, and, of what comes after as many as there were, what died
         later. Their times alone do not tell: they are of other machines' clocks."""
         began = time.time()
-        expected = self.transport.stats(self.name).ready or 0
-        seen, last = 0, time.monotonic()
-        while time.monotonic() - last < QUIET:
+        arrived, seen, last = 0, 0, time.monotonic()
+        while time.monotonic() - last < (QUIET if arrived >= there else SLOW):
             deliveries = consumer.receive(BATCH, 0.1)
             if deliveries:
+                arrived += len(deliveries)
                 last = time.monotonic()
             batch = []
             for delivery in deliveries:
                 letter = read_letter(delivery)
-                late = seen >= expected and (letter.dead_at or 0) > began + 1
+                late = seen >= there and (letter.dead_at or 0) > began + 1
                 if not late and letter.id not in taken:
                     batch.append((delivery, letter))
                     seen += 1
             if batch:
                 yield batch
                 last = time.monotonic()  # what is done with it may take long
-            if expected and seen >= expected and not deliveries:
+            if there and seen >= there and not deliveries:
                 return
 
     def send(

@@ -227,8 +227,10 @@ class Migration:
             self.wait_for_workers()
             moved = self.move(self.queue, self.holding, expected=count(self.link, self.queue)[0])
             self.say(f"moved {moved:,} messages to {self.holding}")
-            # The second look: a worker that had seen no marker, a copy that was under way.
-            if self.look_again(self.queue) == (0, 0):
+            # The second look: a worker that had seen no marker, a copy that was under way. And
+            # a second try to move something, for a count may be wrong: a busy leader's is 0.
+            left = self.look_again(self.queue)
+            if left == (0, 0) and not self.move(self.queue, self.holding):
                 return
         if not self.force:
             self.unfence()
@@ -270,12 +272,15 @@ class Migration:
     def bring_back(self) -> int:
         if not self.unfinished:
             return 0
-        moved = self.move(self.holding, self.queue)
+        moved, emptied = 0, False
         # That it was quiet proves nothing: what was on its way to a consumer, our own last one or
         # that of a run that was killed, is not ready, and would be deleted with the queue.
-        while (left := self.look_again(self.holding)) != (0, 0):
-            moved += self.move(self.holding, self.queue)
-            self.tell_who_stays(self.holding, left[1])
+        while not emptied:
+            came = self.move(self.holding, self.queue)
+            moved += came
+            ready, consumers = self.look_again(self.holding)
+            emptied = not came and not ready and not consumers
+            self.tell_who_stays(self.holding, consumers)
         self.drop(self.holding)
         self.say(f"moved {moved:,} messages back to {self.queue}")
         return moved
