@@ -242,6 +242,10 @@ class RabbitMQConsumer:
     def turn(self, patience: float) -> None:
         """Read what there is, waiting at most `patience`; heartbeats; finished copies."""
         with self.at_the_wire():
+            if self.thin and not self.probe.found:
+                self.fill_up()  # before waiting: what was settled may have made room
+                if self.arrivals:  # they came with the answer
+                    patience = 0.0
             if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                 self.link.wire.read()
             self.link.tick()
@@ -297,7 +301,7 @@ class RabbitMQConsumer:
             self.stop_lanes(prefetch or math.inf)
             missing = self.missing
             if missing > 0:
-                self.lanes.append(self.open_lane(0 if math.isinf(missing) else int(missing)))
+                self.open_or_reuse(0 if math.isinf(missing) else int(missing))
 
     @property
     def missing(self) -> float:
