@@ -1097,14 +1097,12 @@ class SeesNothingWaiting(MemoryTransport):
 
 
 @breaks("test_peek_sees_what_is_delayed")
-class ShowsInOrderOfArrival(MemoryTransport):
-    """Shows first what came first, not what is due first."""
+class ShowsTheLastFirst(MemoryTransport):
+    """Shows first what is due last."""
 
     def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
         seen = super().peek(queue, 10_000, state)
-        if state == "delayed":
-            seen.sort(key=lambda delivery: delivery.message.id or "")
-        return seen[:limit]
+        return (seen[::-1] if state == "delayed" else seen)[:limit]
 
 
 @breaks("test_migrate_keeps_the_messages")
