@@ -122,11 +122,13 @@ class Supply:
             broker.container.stop()
 
     def close(self) -> None:
-        """All brokers are gone, and the engine if it was ours."""
+        """All brokers are gone, and the engine if it was ours. Safe to call twice: where a path is
+        named, the parent of several processes has two conftests that do."""
+        engine, self.engine = self.engine, None
         with contextlib.ExitStack() as last:  # each of them, also when one fails
-            if self.engine is not None:
-                last.callback(self.engine.stop)
-            if self.images:  # those of our processes, if they were interrupted, and killed
+            if engine is not None:
+                last.callback(engine.stop)
+                # Those of our processes, if they were interrupted, and killed.
                 last.callback(remove_stale_containers)
             for wanted in list(self.running):
                 last.callback(self.remove, wanted)
