@@ -336,7 +336,7 @@ class Shift:
             return consumer.receive(limit, patience)
         except DeliveriesLost as lost:
             self.lose(lost.deliveries)
-            if self.all_slots_lost() and self.draining_since is None:
+            if self.all_slots_lost() and not self.running and self.draining_since is None:
                 raise ConsumerLost(f"{lost}, and no slot is free") from lost
             return []
 

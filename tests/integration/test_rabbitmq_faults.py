@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -557,6 +558,7 @@ def test_a_forked_child_does_not_hold_the_connection(desk: Desk) -> None:
         "import os, time\nimport tasks\n\n"
         "def handle(job):\n"
         "    if not job.redelivered and os.fork() == 0:\n"
+        "        open('fork', 'w').write(str(os.getpid()))\n"
         "        time.sleep(60)\n"
         "        os._exit(0)\n"
         "    tasks.handle(job)\n"
@@ -569,6 +571,7 @@ def test_a_forked_child_does_not_hold_the_connection(desk: Desk) -> None:
     assert desk.drain("q").code == 0
     assert desk.bodies("done") == ["once 60"]
     assert time.monotonic() - began < 25, "not by a heartbeat that was missed: of 20 s, so later"
+    os.kill(int((desk.folder / "fork").read_text()), signal.SIGKILL)
 
 
 def test_eight_threads_share_a_producer(vhost: Vhost) -> None:
@@ -606,7 +609,8 @@ def test_in_flight_from_the_management_api(desk: Desk, broker: Broker) -> None:
     desk.until(agrees, "the figures to come in")
     [listed] = desk.run("status", "--json", "--management-url", broker.management_url).json
     assert listed["queue"] == "q"
-    assert "10 s old" in desk.run("status", "--management-url", broker.management_url).err
+    for command in (("status",), ("watch", "q", "-n", "1")):
+        assert "10 s old" in desk.run(*command, "--management-url", broker.management_url).err
     assert "old" not in desk.run("status", "q").err
     worker.kill()
 

@@ -594,7 +594,10 @@ def test_many_calls_may_fail() -> None:
 
 
 class Losing(MemoryTransport):
-    """A broker that takes single deliveries back when `take_back` is set, once."""
+    """A broker that takes single deliveries back when `take_back` is set, once: all but the first
+    `spared`."""
+
+    spared = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -614,7 +617,7 @@ class LosingConsumer(MemoryConsumer):
         if self.transport.take_back.is_set():
             self.transport.take_back.clear()
             with self.store.changed:
-                lost = list(self.out)
+                lost = list(self.out)[self.transport.spared :]
                 for delivery in lost:
                     self.give_back(self.out.pop(delivery))
             raise DeliveriesLost("too slow", lost)
@@ -662,6 +665,22 @@ def test_a_lost_task_keeps_its_slot() -> None:
     assert len(gate.inside) == 2
 
 
+def test_what_runs_is_not_lost_with_what_waits() -> None:
+    """Although as many are lost as there are slots: the slot has a task that is still ours."""
+    transport = Losing()
+    transport.spared = 1
+    ids = filled(transport, 3)
+    gate = Gate()
+    with running(Worker(queue_on(transport), gate, prefetch=3)) as tallies:
+        eventually(lambda: gate.inside and transport.stats("jobs").in_flight == 3)
+        transport.take_back.set()
+        eventually(lambda: not transport.take_back.is_set())
+        gate.open.set()
+        eventually(lambda: done(transport))
+    assert sorted(str(job.id) for job in gate.inside) == sorted(ids), "each once"
+    assert tallies == [Tally(done=3, lost=2)]
+
+
 @pytest.mark.parametrize("prefetch", [None, 3])
 def test_lost_tasks_keep_nothing_from_others(prefetch: int | None) -> None:
     """A worker whose slots are all taken by what it lost holds nothing that it cannot begin."""
@@ -672,6 +691,7 @@ def test_lost_tasks_keep_nothing_from_others(prefetch: int | None) -> None:
         eventually(lambda: gate.inside)
         transport.take_back.set()
         eventually(lambda: gate.inside[0].lost)
+        eventually(lambda: transport.stats("jobs").consumers == 0, what="it to consume no more")
         filled(transport, 2)
         assert Worker(queue_on(transport), print).run(until_empty=True).done == 3
         gate.open.set()

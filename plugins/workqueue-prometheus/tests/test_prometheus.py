@@ -163,9 +163,10 @@ def test_a_lost_connection(queue: Queue) -> None:
     name, reason = "workqueue_broker_reconnects_total", {"reason": "ConsumerLost"}
     eventually(lambda: registry.get_sample_value(name, reason) == 1, within=20)
     # The task counts as lost a moment after that.
-    for gauge, labels in (("worker_slots", {"state": "busy"}), ("in_progress_messages", JOBS)):
-        name = f"workqueue_{gauge}"
-        eventually(lambda: registry.get_sample_value(name, labels) == 1, within=20)  # noqa: B023
+    gauges = {"workqueue_worker_slots": {"state": "busy"}, "workqueue_in_progress_messages": JOBS}
+    eventually(
+        lambda: [registry.get_sample_value(*gauge) for gauge in gauges.items()] == [1, 1], within=20
+    )
     go_on.set()
     eventually(lambda: queue.stats().done == 1, within=20)
     free = {"state": "free"}
