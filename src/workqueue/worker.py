@@ -356,7 +356,7 @@ class Shift:
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
 
     def patience(self) -> float:
-        if self.suspect_may_begin():
+        if self.suspect_may_begin() or self.enough():
             return 0.0
         if self.until_empty and not self.running:
             return min(TURN, max(0.01, self.last_arrival + IDLE_BEFORE_EMPTY - time.monotonic()))

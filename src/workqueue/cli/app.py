@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from workqueue import __version__
+from workqueue.cli.plain import PlainGroup
 from workqueue.cli.settings import apply_settings, load_settings
 
 EPILOG = (
@@ -45,6 +46,7 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """
     app = typer.Typer(
         name="workqueue",
+        cls=PlainGroup,
         help="Work queues on RabbitMQ, or on a file of your own: what was sent is handled.",
         epilog=EPILOG,
         no_args_is_help=True,

@@ -13,6 +13,7 @@ from workqueue.cli.envelope import letter_record
 from workqueue.cli.mend import Yes, confirm
 from workqueue.cli.options import Session, command
 from workqueue.cli.output import print_json, print_table
+from workqueue.cli.plain import PlainGroup
 from workqueue.dead import DeadLetter, DeadLetters
 from workqueue.errors import WorkqueueError
 from workqueue.message import visible
@@ -31,7 +32,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 
 
 def add_to(app: typer.Typer) -> None:
-    dead = typer.Typer(help="What was set aside: look, bring back, drop.", no_args_is_help=True)
+    dead = typer.Typer(
+        cls=PlainGroup, help="What was set aside: look, bring back, drop.", no_args_is_help=True
+    )
     command(dead, panel="Mend", name="list")(dead_list)
     command(dead, panel="Mend", name="show")(dead_show)
     command(dead, panel="Mend", name="requeue")(dead_requeue)

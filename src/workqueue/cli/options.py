@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
-from typer.core import TyperCommand
 
 from workqueue import registry
 from workqueue.broker import Broker, connect
 from workqueue.cli.output import say, show_log
+from workqueue.cli.plain import PlainCommand
 from workqueue.errors import ConfigError
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -31,8 +32,7 @@ def duration(text: str) -> float:
     return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """What the options say that every command has."""
 
     url: str | None
@@ -138,7 +138,7 @@ def command(
     *,
     panel: str,
     name: str | None = None,
-    cls: type[TyperCommand] | None = None,
+    cls: type[PlainCommand] = PlainCommand,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command: its first parameter is the Session, the others its own."""
 
@@ -151,6 +151,7 @@ def command(
             in_argv = {name for name in chosen if came_from_argv(ctx, name)}
             if strength(ctx, "url_file") > strength(ctx, "url"):
                 chosen["url"] = None
+            gc.enable()
             function(Session(**chosen, in_argv=frozenset(in_argv)), **given)
 
         context = inspect.Parameter(

@@ -6,7 +6,6 @@ message can move the cursor, change the window's title or fake a line of a log.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -35,6 +34,8 @@ def to_json(record: Mapping[str, Any]) -> str:
 
     NaN and infinities, which JSON does not have, are null.
     """
+    import json  # late: most commands print none
+
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -123,8 +122,7 @@ def send(
 # -- where bodies come from --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Bodies, in batches as they arrive, each with where it stood."""
 
     name: str
@@ -241,8 +239,7 @@ def stdin_has_messages() -> bool:
 # -- what becomes of a body --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """How bodies become messages, by the options."""
 
     as_: As
@@ -327,15 +324,14 @@ def parse_headers(pairs: list[str]) -> dict[str, str]:
 # -- sending -----------------------------------------------------------------------------------
 
 
-@dataclass
-class Dispatch:
+class Dispatch(msgspec.Struct):
     """Sends batch after batch, and can say at any moment how many are safe."""
 
     session: Session
     producer: Producer
     shape: Shape
     sent: int = 0
-    ids: list[str | None] = field(default_factory=list)
+    ids: list[str | None] = msgspec.field(default_factory=list)
     more: bool = False
 
     def send_all(self, sources: list[Source]) -> None:

@@ -12,12 +12,11 @@ that was meant and silently ignored is worse.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import typer
 
 from workqueue.errors import ConfigError
@@ -34,8 +33,7 @@ class BadSettings(ConfigError):
         self.file = file
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """A value from a file. `name` is the flag's, without dashes in front."""
 
     name: str
@@ -65,12 +63,17 @@ def load_settings() -> dict[str, Setting]:
 
 def read(file: Path) -> Mapping[str, Any]:
     try:
-        table: Any = tomllib.loads(file.read_text())
+        text = file.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise BadSettings(file, reason) from error
+    # Imported late: most have no such file, and wait for each command to begin.
+    import tomllib
+
+    try:
+        table: Any = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         if file.name == "pyproject.toml":
             return {}  # the project's own affair

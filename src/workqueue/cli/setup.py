@@ -12,6 +12,7 @@ import typer
 from workqueue import registry
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, print_table
+from workqueue.cli.plain import PlainGroup
 from workqueue.cli.settings import candidate_files, load_settings, variables_of
 from workqueue.transport import QueueSpec, QueueType
 
@@ -19,7 +20,9 @@ from workqueue.transport import QueueSpec, QueueType
 def add_to(app: typer.Typer) -> None:
     command(app, panel="Set up")(declare)
     command(app, panel="Set up")(plugins)
-    config = typer.Typer(help="What is set, and where it was set.", no_args_is_help=True)
+    config = typer.Typer(
+        cls=PlainGroup, help="What is set, and where it was set.", no_args_is_help=True
+    )
     command(config, panel="Set up", name="show")(config_show)
     command(config, panel="Set up", name="path")(config_path)
     app.add_typer(config, name="config", rich_help_panel="Set up")

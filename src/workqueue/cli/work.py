@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say, show_log
+from workqueue.cli.plain import PlainCommand
 from workqueue.health import Health
 from workqueue.middleware import check_none_wraps, load_middleware
 from workqueue.retry import RetryPolicy
@@ -24,7 +24,7 @@ SECRETS = ("WORKQUEUE_URL", "WORKQUEUE_URL_FILE", "WORKQUEUE_MANAGEMENT_URL")
 """Not for the environment of commands, unless asked for: they hold passwords."""
 
 
-class WorkCommand(TyperCommand):
+class WorkCommand(PlainCommand):
     """Insists on -- before the command of --exec: without it, its options would be taken for
     ours."""
 

@@ -24,7 +24,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -75,8 +74,7 @@ HELD_UP = 0.02
 """Seconds without a word after which what a child has not begun is given to another."""
 
 
-@dataclass(eq=False, slots=True)
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """A child process and its jobs, oldest first, which it began in this order."""
 
     process: subprocess.Popen[bytes]
@@ -84,7 +82,7 @@ class Slot:
     control: socket.socket
     tokens: tuple[int, int]
     ready: bool = False
-    given: deque[tuple[int, Delivery]] = field(default_factory=deque)
+    given: deque[tuple[int, Delivery]] = msgspec.field(default_factory=deque)
     number: int = 0
     heard_at: float = 0.0
     held_up: bool = False
@@ -93,8 +91,8 @@ class Slot:
     late: bool = False
     stale: bool = False
     writing: bool = False
-    inbox: Inbox = field(default_factory=Inbox)
-    outbox: bytearray = field(default_factory=bytearray)
+    inbox: Inbox = msgspec.field(default_factory=Inbox)
+    outbox: bytearray = msgspec.field(default_factory=bytearray)
 
     @property
     def delivery(self) -> Delivery | None:
@@ -102,8 +100,7 @@ class Slot:
         return self.given[0][1] if self.given else None
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
+class Alarm(msgspec.Struct, frozen=True):
     """What is to happen at a time of the monotonic clock: to a child, if it still runs the same
     job, or, without one, the launch of another. `late` says that the job's time is over."""
 

@@ -12,12 +12,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 from urllib.parse import unquote, urlsplit
 
 import typer
+from msgspec.structs import replace
 
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say

@@ -24,9 +24,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+
+import msgspec
 
 from workqueue.transports.rabbitmq.topology import dead_arguments
 
@@ -50,8 +51,7 @@ LONGEST_KEY = 255 - 2 * LEVELS
 """Bytes that a routing key leaves for the destination."""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(msgspec.Struct, frozen=True):
     """One step: an exchange, and the queue in which 2**number ticks pass."""
 
     prefix: str

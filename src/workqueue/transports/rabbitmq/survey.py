@@ -8,8 +8,9 @@ found by taking each refusal's word until the broker agrees. For a queue of ours
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from workqueue.errors import AccessRefused, QueueNotFound
 from workqueue.transport import DEAD_SUFFIX, QueueSpec
@@ -30,8 +31,7 @@ reported as empty and without consumers."""
 NOT_FOUND, ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED = 404, 403, 405, 406
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """A queue's arguments as far as the broker told; None if it would not."""
 
     queue: str

@@ -10,8 +10,9 @@ tried on 3.10, 4.0 and 4.3.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueType
 
@@ -41,8 +42,7 @@ def parse_version(text: object) -> Version:
     return tuple(int(part or 0) for part in match.groups()) if match else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Abilities:
+class Abilities(msgspec.Struct, frozen=True):
     """What a version of the broker can do, in one table."""
 
     version: Version
@@ -120,8 +120,7 @@ def dead_arguments() -> dict[str, Any]:
     return {"x-queue-type": "quorum", "x-delivery-limit": DEAD_DELIVERY_LIMIT}
 
 
-@dataclass(frozen=True, slots=True)
-class Inequivalent:
+class Inequivalent(msgspec.Struct, frozen=True):
     """One argument that differs, as RabbitMQ's refusal of a declaration tells it."""
 
     argument: str

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
@@ -87,14 +86,13 @@ class Inbound(msgspec.Struct):
     properties: bytes = b""
 
 
-@dataclass(slots=True)
-class Partial:
+class Partial(msgspec.Struct):
     """A method whose content has not arrived in full."""
 
     inbound: Inbound
     missing: int = -1
     properties: bytes = b""
-    chunks: list[bytes] = field(default_factory=list)
+    chunks: list[bytes] = msgspec.field(default_factory=list)
 
 
 class FrameReader:

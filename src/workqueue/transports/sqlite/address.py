@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
 
 from workqueue.errors import ConfigError
 
@@ -15,8 +16,7 @@ USAGE = "write sqlite:///jobs.db, or sqlite:////var/lib/jobs.db for an absolute 
 Synchronous = Literal["full", "normal"]
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """A file, by its absolute path.
 
     `synchronous` is SQLite's: "full" is on the disk at every commit, "normal" may lose the last

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ class Life:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(0o700, exist_ok=True)
-        self.id = secrets.randbits(63)
+        self.id = int.from_bytes(os.urandom(8)) >> 1  # SQLite's integers have a sign
         self.path = lock_path(folder, self.id)
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

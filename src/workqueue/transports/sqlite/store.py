@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueType
@@ -116,8 +117,7 @@ FROM queues WHERE id = :queue
 """
 
 
-@dataclass(frozen=True, slots=True)
-class QueueRow:
+class QueueRow(msgspec.Struct, frozen=True):
     """A queue as it is now."""
 
     id: int
