@@ -133,7 +133,8 @@ class Job(Struct, Generic[Payload], frozen=True, kw_only=True):
 
 def new_id() -> str:
     """A fresh id that sorts by time: a UUID of version 7 (RFC 9562, section 5.7)."""
-    return next(new_ids())
+    head, number = first_of_series()
+    return f"{head}-{number:012x}"
 
 
 def new_ids() -> Iterator[str]:
@@ -142,13 +143,18 @@ def new_ids() -> Iterator[str]:
     Each series has 74 random bits to begin with, and counts on in the last 48 (RFC 9562,
     section 6.2, method 2).
     """
+    head, first = first_of_series()
+    return (f"{head}-{number:012x}" for number in range(first, first + 2**47))
+
+
+def first_of_series() -> tuple[str, int]:
+    """All of an id but its last 48 bits, and those."""
     moment = time.time_ns() // 1_000_000
     chance = int.from_bytes(os.urandom(10), "big")
     # Version 7 and 12 random bits; variant 2 and 14.
     third, fourth = 0x7000 | chance >> 68, 0x8000 | chance >> 48 & 0x3FFF
     head = f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{third:04x}-{fourth:04x}"
-    first = chance & 0x7FFF_FFFF_FFFF  # room to count on
-    return (f"{head}-{number:012x}" for number in range(first, first + 2**47))
+    return head, chance & 0x7FFF_FFFF_FFFF  # room to count on
 
 
 TROUBLESOME = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

@@ -695,7 +695,7 @@ def test_who_is_interrupted_while_waiting_keeps_nobody_from_the_turn() -> None:
     for wait, number in zip(waits, (1, 2), strict=True):
         wait.start()
         eventually(lambda number=number: len(line.waiting) == number)
-    assert line.gather() == [second, third]
+    assert line.gather(first) == [first, second, third]
     line.leave(second)
     line.leave(first)
     waits[1].join(ENOUGH)
@@ -705,6 +705,34 @@ def test_who_is_interrupted_while_waiting_keeps_nobody_from_the_turn() -> None:
     assert not line.taken
     second.wake()  # for its thread's sake: in truth it was interrupted
     waits[0].join(ENOUGH)
+
+
+def test_who_was_served_last_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment, so that all who send in a loop travel together."""
+    monkeypatch.setattr("workqueue.producer.LONGEST_HOPE", ENOUGH)
+    line = Line()
+    line.expected, line.took = 2, 10 * ENOUGH
+    own, other = (Parcel([Message(body=b"")]) for _ in range(2))
+    line.wait(own)
+    late = threading.Timer(0.1, line.wait, args=[other])
+    late.start()
+    assert line.gather(own) == [own, other]
+    other.wake()
+    late.join()
+
+
+def test_who_does_not_come_back_is_waited_for_less_and_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server's threads come and go: each load would be late for nothing."""
+    line = Line()
+    own = Parcel([Message(body=b"")])
+    line.wait(own)
+    before = line.hope
+    for _ in range(3):
+        line.expected, line.took = 2, 0.001
+        assert line.gather(own) == [own]
+    assert line.hope == before / 8
 
 
 # -- forks -------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ import socket
 import ssl
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from struct import error as StructError  # noqa: N812 - the exception's only name is "error"
+from types import TracebackType
 from typing import Any
 
 import amqp
@@ -124,13 +125,14 @@ class Wire(pyamqp.Connection):
         """Whether the socket became readable, within `timeout` seconds or until `bell` is."""
         if self.reader.ready or self.pending():
             return True
-        if bell is not None:
-            self.poller.register(bell, select.POLLIN)
+        patience = max(0.0, timeout) * 1000
+        if bell is None:
+            return bool(self.poller.poll(patience))
+        self.poller.register(bell, select.POLLIN)
         try:
-            happened = self.poller.poll(max(0.0, timeout) * 1000)
+            happened = self.poller.poll(patience)
         finally:
-            if bell is not None:
-                self.poller.unregister(bell)
+            self.poller.unregister(bell)
         return any(fd != bell for fd, _ in happened)
 
     def pending(self) -> bool:
@@ -352,32 +354,57 @@ CERTIFICATE_HINTS = {
 """By OpenSSL's codes of verification (openssl-verification-options)."""
 
 
-@contextmanager
-def translated(where: str = "RabbitMQ") -> Iterator[None]:
+class Translation:
     """Every foreign error becomes one of ours here, and nowhere else.
 
-    ChannelClosed passes: what it means depends on what was asked.
+    ChannelClosed passes: what it means depends on what was asked. A class, because every publish
+    passes through two of these, and a generator takes four times as long.
     """
-    try:
-        yield
-    except (WorkqueueError, ChannelClosed):
-        raise
-    except ssl.SSLError as error:
-        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            raise ConnectionLost(f"the connection to {where} was cut") from error
-        reason = getattr(error, "verify_message", "") or error.reason or str(error)
-        hint = CERTIFICATE_HINTS.get(getattr(error, "verify_code", 0), "")
-        raise AccessRefused(f"{where}: TLS failed: {reason}", hint=hint) from error
-    except (amqp.AccessRefused, amqp.NotAllowed) as error:
-        text = str(error.reply_text)
-        if "limit" in text:  # too many connections: another try may succeed
-            raise ConnectionLost(f"{where}: {text}") from error
-        raise AccessRefused(f"{where} refuses: {text}") from error
-    except socket.gaierror as error:
-        raise ConnectionLost(f"cannot reach {where}: {error.strerror}") from error
-    except OSError as error:
-        raise ConnectionLost(f"cannot reach {where}: {error.strerror or error}") from error
-    except amqp.AMQPError as error:
-        raise ConnectionLost(f"{where} closed the connection: {error}") from error
-    except (wire.WireError, StructError) as error:
-        raise ConnectionLost(f"{where} sent what is not AMQP: {error}") from error
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and (ours := translation(error, self.where)):
+            raise ours from error
+
+
+def translated(where: str = "RabbitMQ") -> Translation:
+    """What happens within, in our terms; `where` is who it happened with."""
+    return Translation(where)
+
+
+def translation(error: BaseException, where: str) -> WorkqueueError | None:
+    """Ours for `error`; None if it is one, or nothing that a broker or a network does."""
+    match error:
+        case WorkqueueError() | ChannelClosed():
+            return None
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return ConnectionLost(f"the connection to {where} was cut")
+        case ssl.SSLError():
+            reason = getattr(error, "verify_message", "") or error.reason or str(error)
+            hint = CERTIFICATE_HINTS.get(getattr(error, "verify_code", 0), "")
+            return AccessRefused(f"{where}: TLS failed: {reason}", hint=hint)
+        case amqp.AccessRefused() | amqp.NotAllowed():
+            text = str(error.reply_text)
+            if "limit" in text:  # too many connections: another try may succeed
+                return ConnectionLost(f"{where}: {text}")
+            return AccessRefused(f"{where} refuses: {text}")
+        case socket.gaierror():
+            return ConnectionLost(f"cannot reach {where}: {error.strerror}")
+        case OSError():
+            return ConnectionLost(f"cannot reach {where}: {error.strerror or error}")
+        case amqp.AMQPError():
+            return ConnectionLost(f"{where} closed the connection: {error}")
+        case wire.WireError() | StructError():
+            return ConnectionLost(f"{where} sent what is not AMQP: {error}")
+        case _:
+            return None

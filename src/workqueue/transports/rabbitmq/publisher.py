@@ -50,6 +50,10 @@ IDLE = 10.0
 
 PROOF_TIMEOUT = 3.0
 
+JUST_USED = 0.01
+"""Seconds in which a channel that was used is not looked at before it is used again. What happened
+to it meanwhile shows when the confirm does not come; a sender in a loop is spared the look."""
+
 
 class RabbitMQPublisher:
     """See `workqueue.transport.Publisher`. A connection of its own, without heartbeats: every
@@ -167,12 +171,15 @@ class RabbitMQPublisher:
         """There is a channel, and a connection that lives. Raises ConnectionLost."""
         if self.closed:
             raise ConnectionLost("this sender's connection is closed")
+        idle = time.monotonic() - self.used
+        if idle < JUST_USED and not self.closing:
+            return
         try:
             with translated():
                 self.take_what_is_there()
                 if self.closing:
                     self.open_channel()
-                elif time.monotonic() - self.used > IDLE:
+                elif idle > IDLE:
                     self.prove_alive()
         except (ConnectionLost, ChannelClosed) as error:
             self.close()
