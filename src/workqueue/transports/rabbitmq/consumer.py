@@ -58,6 +58,16 @@ INNOCENT_RETURNS = 2
 where hand-backs are counted among the rest. The third is one too many for a worker to hand it back
 once more."""
 
+INSTANT, LONGEST_INSTANT, FLOWING = 2e-6, 0.0005, 0.001
+"""Seconds: how long to let more deliveries come before they are read, for each of the prefetch and
+at most, where the last ones were read no longer ago than that."""
+
+MANY = 100
+"""Deliveries of which one read is as good as of more."""
+
+WIDE = 50
+"""A prefetch from which on there is always more under way than an instant brings."""
+
 COPY_PATIENCE = 2.0
 """Seconds for copies to become safe before a consumer closes."""
 
@@ -204,6 +214,8 @@ class RabbitMQConsumer:
         self.copier = Copier(copier_connection, repair, self.wake)
         self.prefetch = prefetch
         self.thin = False
+        self.came = 0
+        self.read_at = 0.0
         lanes, each = split(prefetch, one=survey.guarded)
         self.lanes = [self.open_lane(each) for _ in range(lanes)]
 
@@ -229,6 +241,8 @@ class RabbitMQConsumer:
         deadline = time.monotonic() + timeout
         while True:
             here = limit > 0 and bool(self.arrivals)
+            if self.came and not self.arrivals:
+                self.let_more_come(limit)
             self.turn(0.0 if here else deadline - time.monotonic())
             if self.taken_back:
                 lost, self.taken_back = self.taken_back, []
@@ -239,6 +253,15 @@ class RabbitMQConsumer:
             if received or time.monotonic() >= deadline:
                 return received
 
+    def let_more_come(self, limit: int) -> None:
+        """Where deliveries flow, they come as they are settled, a few at a time. To read a few
+        costs as much as to read many, and to settle them too, for us and for the broker: an
+        instant's patience makes consuming half as fast again."""
+        prefetch = self.prefetch or MOST_PREFETCH
+        few = self.came < min(limit, prefetch // 3, MANY)
+        if few and prefetch >= WIDE and time.monotonic() - self.read_at < FLOWING:
+            time.sleep(min(prefetch * INSTANT, LONGEST_INSTANT))
+
     def turn(self, patience: float) -> None:
         """Read what there is, waiting at most `patience`; heartbeats; finished copies."""
         with self.at_the_wire():
@@ -246,8 +269,11 @@ class RabbitMQConsumer:
                 self.fill_up()  # before waiting: what was settled may have made room
                 if self.arrivals:  # they came with the answer
                     patience = 0.0
+            before = len(self.arrivals)
             if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                 self.link.wire.read()
+                self.read_at = time.monotonic()
+            self.came = len(self.arrivals) - before
             self.link.tick()
             self.probe.tick()
             self.drop_ended_lanes()
