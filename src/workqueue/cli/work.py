@@ -12,11 +12,8 @@ import typer
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say, show_log
 from workqueue.cli.plain import PlainCommand
-from workqueue.health import Health
 from workqueue.middleware import check_none_wraps, load_middleware
 from workqueue.retry import RetryPolicy
-from workqueue.runners.command import CommandRunner
-from workqueue.runners.process import ProcessRunner
 from workqueue.runners.runner import Runner
 from workqueue.worker import Tally, Worker
 
@@ -220,24 +217,24 @@ def work(
     """
     words = what or []
     names = middleware or []
-    if exec_:
-        if not words:
-            raise typer.BadParameter("--exec needs a command after --")
-        runner: Runner | None = CommandRunner(
-            words,
-            finish_lost=on_lost == "finish",
-            withheld=() if pass_url else SECRETS,
-        )
-    elif len(words) != 1:
+    if exec_ and not words:
+        raise typer.BadParameter("--exec needs a command after --")
+    if not exec_ and len(words) != 1:
         raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
-    elif in_ == "process":
-        runner = ProcessRunner(
-            words[0], finish_lost=on_lost == "finish", reload=reload, middleware=names
-        )
-    else:
-        runner = None
-    if reload and not isinstance(runner, ProcessRunner):
+    if reload and (exec_ or in_ == "thread"):
         raise typer.BadParameter("--reload restarts child processes: it needs a HANDLER in them")
+    # Each of these is imported where it is used: half of the time that a worker takes to start,
+    # and what it weighs for as long as it lives, is what it imports.
+    finish_lost = on_lost == "finish"
+    runner: Runner | Literal["thread"] = "thread"
+    if exec_:
+        from workqueue.runners.command import CommandRunner
+
+        runner = CommandRunner(words, finish_lost=finish_lost, withheld=() if pass_url else SECRETS)
+    elif in_ == "process":
+        from workqueue.runners.process import ProcessRunner
+
+        runner = ProcessRunner(words[0], finish_lost=finish_lost, reload=reload, middleware=names)
 
     with session.connect() as broker:
         show_log(log_format=log_format, quiet=session.quiet, verbose=session.verbose)
@@ -245,11 +242,13 @@ def work(
         if exec_:
             check_none_wraps(plugins, "commands")
         if health_port is not None:
+            from workqueue.health import Health
+
             plugins.append(Health(health_port))
         worker = Worker(
             broker.queue(queue),
             words[0],
-            runner=runner or "thread",
+            runner=runner,
             concurrency=concurrency,
             prefetch=prefetch,
             retry=policy_of(max_attempts, backoff),
