@@ -57,9 +57,14 @@ def outcome(app: Any, command: str, words: list[str], settings: dict[str, Any]) 
         told = getattr(error, "format_message", error.__str__)()
         return type(error).__name__, told, getattr(getattr(error, "param", None), "name", "")
     return {
-        name: (value if value not in ((), []) else None, context.get_parameter_source(name))
+        name: (as_called(value), context.get_parameter_source(name))
         for name, value in context.params.items()
     }
+
+
+def as_called(value: Any) -> Any:
+    """As the function gets it: Typer makes a list of what is several, and None of no default."""
+    return list(value) or None if isinstance(value, list | tuple) else value
 
 
 @st.composite
