@@ -268,7 +268,9 @@ class Consumer(Protocol):
     [test_closing_gives_back, test_what_came_back_says_so].
 
     A lost consumer is finished: `receive` and `settle` raise ConsumerLost from then on, and what
-    it held can be settled nowhere else [test_deliveries_belong_to_their_consumer].
+    it held can be settled nowhere else [test_deliveries_belong_to_their_consumer]. A worker then
+    opens another; where that would be no better, ConsumerLost is raised from StorageDamaged, which
+    ends the worker.
     """
 
     @property

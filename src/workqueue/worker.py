@@ -26,6 +26,7 @@ from workqueue.errors import (
     ConsumerLost,
     DeliveriesLost,
     QueueNotFound,
+    StorageDamaged,
     StorageError,
     Unsupported,
 )
@@ -66,6 +67,12 @@ FINISHING_TIME = 5.0
 
 TURN = 1.0
 """Seconds. The longest wait in one turn."""
+
+SHORT_LIFE = 1.0
+"""Seconds. A consumer that was lost sooner was as good as never open."""
+
+LONGEST_REST = 30.0
+"""Seconds between two consumers, where each was lost as soon as it was open."""
 
 LOOK_EVERY = 0.02
 """Seconds between looks at how long what has not begun is waiting already."""
@@ -157,7 +164,7 @@ class Worker:
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
-        ConfigError and StorageError at the start, HandlerNotFound.
+        ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged.
         """
         self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
         with self.shift.heeding_signals():
@@ -224,6 +231,8 @@ class Shift:
         self.last_arrival = time.monotonic()
         self.put_off = 0.0
         self.next_retry = 0.0
+        self.opened_at = 0.0
+        self.short_lived = 0
         self.turned_at = time.monotonic()
         self.talkative = log.isEnabledFor(logging.DEBUG)
         # Each look at a dead letter counts as a death on some brokers.
@@ -426,6 +435,8 @@ class Shift:
         self.last_arrival = time.monotonic()
         try:
             stats = self.queue.stats()
+        except StorageDamaged:
+            raise
         except (ConnectionLost, QueueNotFound, StorageError):
             return False
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
@@ -650,7 +661,7 @@ class Shift:
             if self.stops and self.may_get_better(error):
                 return None
             raise
-        self.last_arrival = time.monotonic()
+        self.opened_at = self.last_arrival = time.monotonic()
         return consumer
 
     def open_consumer(self) -> Consumer:
@@ -670,9 +681,12 @@ class Shift:
             return self.queue.transport.consumer(self.queue.name, self.holding)
 
     def may_get_better(self, error: BaseException) -> bool:
-        """A worker that was let in once goes on trying: passwords are changed, disks are freed."""
+        """A worker that was let in once goes on trying: passwords are changed, disks are freed.
+        A damaged file is not mended by waiting."""
         if isinstance(error, ConnectionLost | ConsumerLost):
             return True
+        if isinstance(error, StorageDamaged):
+            return False
         return self.let_in and isinstance(error, AccessRefused | StorageError | QueueNotFound)
 
     def wait_before_next(self, state: Any) -> float:
@@ -696,13 +710,26 @@ class Shift:
             self.forget_ended()
 
     def lose_all(self, error: ConsumerLost) -> None:
-        log.warning("%s; %d running tasks may be done twice", error, len(self.running))
+        damage = error.__cause__ if isinstance(error.__cause__, StorageDamaged) else None
+        if self.running or not damage:  # else it is raised, and said, below
+            log.warning("%s; %d running tasks may be done twice", error, len(self.running))
         self.tell("lost", error)
         self.lose(list(self.running))
         self.suspects.clear()
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             consumer.close()
+        if damage:
+            raise damage
+        self.rest()
+
+    def rest(self) -> None:
+        """Before another consumer is opened, if the last ones were lost as soon as they were open:
+        what opens and then fails would be opened again a hundred times a second."""
+        lasted = time.monotonic() - self.opened_at
+        self.short_lived = self.short_lived + 1 if lasted < SHORT_LIFE else 0
+        if self.short_lived > 1:
+            self.nap(random.uniform(0.1, min(LONGEST_REST, 0.1 * 2**self.short_lived)))
 
     def lose(self, deliveries: list[Delivery]) -> None:
         """They are others' now. Their handlers are told, and their endings settle nothing."""

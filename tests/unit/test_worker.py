@@ -30,6 +30,7 @@ from workqueue import (
     Queue,
     QueueMismatch,
     Reject,
+    StorageDamaged,
     StorageError,
     Tally,
     Worker,
@@ -43,7 +44,7 @@ from workqueue.runners.thread import ThreadRunner
 from workqueue.testing import Fault, FaultyTransport, eventually
 from workqueue.transport import Ack, Outcome
 from workqueue.transports.copies import ERROR, FAILURES, ORIGIN, REASON
-from workqueue.transports.memory import MemoryConsumer, MemoryTransport
+from workqueue.transports.memory import MemoryConsumer, MemoryTransport, Store
 
 ENOUGH = 20.0
 """Seconds: longer than anything here takes on any machine."""
@@ -820,6 +821,60 @@ def test_a_worker_that_was_let_in_once_goes_on_trying(
         assert str(error) in line
         assert tallies == []
     assert tallies == [Tally()]
+
+
+class Useless(MemoryTransport):
+    """Its consumers can be opened, and are lost as soon as they are used."""
+
+    def __init__(self, cause: StorageError) -> None:
+        super().__init__()
+        self.cause = cause
+        self.opened: list[MemoryConsumer] = []
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        self.opened.append(UselessConsumer(self.store, queue, prefetch, self.cause))
+        return self.opened[-1]
+
+
+class UselessConsumer(MemoryConsumer):
+    def __init__(self, store: Store, queue: str, prefetch: int, cause: StorageError) -> None:
+        super().__init__(store, queue, prefetch)
+        self.cause = cause
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        raise ConsumerLost(str(self.cause)) from self.cause
+
+
+def test_a_damaged_file_ends_a_worker(told: Callable[[str], list[str]]) -> None:
+    """It does not mend itself, so another consumer would be lost to the same damage, for ever."""
+    transport = Useless(StorageDamaged("jobs.db: damaged"))
+    with pytest.raises(StorageDamaged, match=r"jobs\.db: damaged"):
+        Worker(queue_on(transport), print).run()
+    assert len(transport.opened) == 1
+    assert transport.stats("jobs").consumers == 0
+    assert told("damaged") == []  # by us: whoever called is told
+
+
+def test_damage_found_on_opening_again_ends_a_worker() -> None:
+    """Though it was let in once."""
+    transport = Opening()
+    filled(transport, 1)
+
+    def handle(_job: Job[Any]) -> None:
+        transport.errors.append(StorageDamaged("jobs.db: damaged"))
+        transport.opened[0].close()
+
+    with pytest.raises(StorageDamaged, match=r"jobs\.db: damaged"):
+        Worker(queue_on(transport), handle).run()
+
+
+def test_consumers_that_are_lost_at_once_are_not_opened_without_a_pause() -> None:
+    """What can be opened and not used: a file on a disk that fails, for one."""
+    transport = Useless(StorageError("the disk failed"))
+    with running(Worker(queue_on(transport), print)):
+        eventually(lambda: len(transport.opened) >= 3)
+        time.sleep(0.5)
+        assert len(transport.opened) < 10
 
 
 def test_a_refused_worker_does_not_hammer(told: Callable[[str], list[str]]) -> None:
