@@ -12,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -158,17 +158,25 @@ class Worker:
         self.ack = ack
         self.shift: Shift | None = None
 
-    def run(self, *, until_empty: bool = False, max_messages: int | None = None) -> Tally:
+    def run(
+        self,
+        *,
+        until_empty: bool = False,
+        max_messages: int | None = None,
+        ready: Callable[[], None] | None = None,
+    ) -> Tally:
         """Work until `stop` is called, SIGTERM or Ctrl-C comes (if this is the main thread),
         `max_messages` were run, or, with `until_empty`, the queue has been empty for a second.
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
         ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged.
+
+        `ready` is called once, when the handler can be used, before the queue is connected to.
         """
         self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
         with self.shift.heeding_signals():
-            return self.shift.work()
+            return self.shift.work(ready)
 
     def stop(self, *, now: bool = False) -> None:
         """Begin to drain; with `now`, stop what runs and hand it back. From any thread."""
@@ -279,12 +287,14 @@ class Shift:
 
     # -- the whole shift
 
-    def work(self) -> Tally:
+    def work(self, ready: Callable[[], None] | None = None) -> Tally:
         for middleware in self.worker.middleware:
             middleware.started(self.worker)
         try:
             self.runner.start(self.worker.concurrency, self.ring)
             self.check_timeouts()
+            if ready is not None:
+                ready()
             while not self.finished():
                 self.keep_time()
                 try:

@@ -332,6 +332,7 @@ def test_work_that_cannot_be(
     result = shell("work", "q", *arguments)
     assert result.code == code, result
     assert told in result.err
+    assert "working q" not in result.err
     assert "Traceback" not in result.err
     assert "Try: " in result.err.splitlines()[-1]
 

@@ -949,9 +949,22 @@ def test_a_runner_that_cannot_start_leaves_the_queue_alone() -> None:
         def start(self, slots: int, ring: Callable[[], None]) -> None:
             raise HandlerNotFound("no such module")
 
+    told: list[str] = []
     with pytest.raises(HandlerNotFound):
-        Worker(queue_on(transport), runner=Missing(print)).run()
+        Worker(queue_on(transport), runner=Missing(print)).run(ready=lambda: told.append("ready"))
     assert transport.opened == []
+    assert told == []
+
+
+def test_whoever_asks_is_told_once_the_handler_can_be_used() -> None:
+    """Though there is no broker yet: that may take long, and is said apart."""
+    transport = Opening(ConnectionLost("nobody answers"))
+    told: list[int] = []
+    with running(
+        Worker(queue_on(transport), print), ready=lambda: told.append(len(transport.errors))
+    ):
+        eventually(lambda: transport.opened)
+    assert told == [1]
 
 
 @pytest.mark.parametrize(
