@@ -334,6 +334,17 @@ class Consumer(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesBack(Protocol):
+    """What a consumer may have besides: its broker does not wait for ever for a settlement."""
+
+    @property
+    def takes_back_after(self) -> float | None:
+        """Seconds after which a delivery that is not settled goes to another consumer; None if
+        that never happens, or if the broker does not tell."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that was looked at, and how it is.

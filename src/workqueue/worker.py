@@ -8,6 +8,7 @@ turn is settled in one batch.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import signal
 import threading
@@ -39,7 +40,16 @@ from workqueue.runners.handler import Handler
 from workqueue.runners.process import ProcessRunner
 from workqueue.runners.runner import Ending, Runner, Verdict
 from workqueue.runners.thread import NO_TIMEOUT, ThreadRunner
-from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Outcome, Reject, Requeue, Retry
+from workqueue.transport import (
+    DEAD_SUFFIX,
+    Ack,
+    Consumer,
+    Outcome,
+    Reject,
+    Requeue,
+    Retry,
+    TakesBack,
+)
 
 log = logging.getLogger("workqueue.worker")
 
@@ -241,6 +251,7 @@ class Shift:
         self.next_retry = 0.0
         self.opened_at = 0.0
         self.short_lived = 0
+        self.warned_of: float | None = None
         self.turned_at = time.monotonic()
         self.talkative = log.isEnabledFor(logging.DEBUG)
         # Each look at a dead letter counts as a death on some brokers.
@@ -672,6 +683,7 @@ class Shift:
                 return None
             raise
         self.opened_at = self.last_arrival = time.monotonic()
+        self.warn_of_timeout(consumer)
         return consumer
 
     def open_consumer(self) -> Consumer:
@@ -689,6 +701,33 @@ class Shift:
             log.warning("queue %s was deleted: making it again", self.queue.name)
             self.queue.declare()
             return self.queue.transport.consumer(self.queue.name, self.holding)
+
+    def warn_of_timeout(self, consumer: Consumer) -> None:
+        """Say it, once, if tasks may be held longer than the broker waits for them."""
+        limit = consumer.takes_back_after if isinstance(consumer, TakesBack) else None
+        if limit is None or limit == self.warned_of or self.on_dead_letters:
+            return
+        if self.longest_hold() >= limit:
+            self.warned_of = limit
+            log.warning(
+                "queue %s was made with an acknowledgement timeout of %g s: longer tasks are taken "
+                "away and given to others",
+                self.queue.name,
+                limit,
+            )
+
+    def longest_hold(self) -> float:
+        """Seconds until a delivery is settled, at most: it may wait behind others that were taken
+        with it, unless what waits too long is handed back."""
+        if self.worker.ack == "early":
+            return 0.0
+        usual = self.worker.timeout
+        asked = [options.timeout or usual for options in self.runner.options.values()] or [usual]
+        longest = max(math.inf if timeout is None else timeout for timeout in asked)
+        if self.pace is not None:
+            return longest
+        held = self.worker.prefetch
+        return longest * (math.ceil(held / self.worker.concurrency) if held else math.inf)
 
     def may_get_better(self, error: BaseException) -> bool:
         """A worker that was let in once goes on trying: passwords are changed, disks are freed.

@@ -38,7 +38,8 @@ from workqueue import (
 )
 from workqueue.errors import DeliveriesLost
 from workqueue.message import new_id
-from workqueue.retry import RetryPolicy
+from workqueue.retry import RetryPolicy, TaskOptions
+from workqueue.runners.coroutine import AsyncRunner
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.runners.thread import ThreadRunner
 from workqueue.testing import Fault, FaultyTransport, eventually
@@ -905,6 +906,53 @@ def test_a_deleted_queue_is_made_again(told: Callable[[str], list[str]]) -> None
         assert told("was deleted: making it again")
         Producer(queue_on(transport)).send("after")
         eventually(lambda: seen == ["after"])
+
+
+class Impatient(MemoryTransport):
+    """As a queue on RabbitMQ whose maker gave it an acknowledgement timeout of 90 seconds."""
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        return ImpatientConsumer(self.store, queue, prefetch)
+
+
+class ImpatientConsumer(MemoryConsumer):
+    takes_back_after = 90.0
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, True),
+        ({"timeout": 90}, True),
+        ({"timeout": 89}, False),
+        ({"ack": "early"}, False),
+        ({"timeout": 30, "prefetch": 6, "concurrency": 2}, True),  # the sixth waits for two
+        ({"timeout": 30, "prefetch": 4, "concurrency": 2}, False),
+        ({"timeout": 1, "prefetch": 0}, True),
+    ],
+)
+def test_a_broker_that_takes_tasks_back(
+    options: dict[str, Any], warned: bool, told: Callable[[str], list[str]]
+) -> None:
+    """It is said, once, where tasks may be held for so long."""
+    worker_ = Worker(queue_on(Impatient()), nothing, runner="async", **options)
+    worker_.run(until_empty=True)
+    assert len(told("acknowledgement timeout of 90 s")) == warned
+
+
+async def nothing(_job: Job[Any]) -> None:
+    """As a coroutine, which can be stopped: it may have a timeout."""
+
+
+@pytest.mark.parametrize(("timeouts", "warned"), [((30, 89), False), ((30, 90), True)])
+def test_each_task_may_have_a_timeout_of_its_own(
+    timeouts: tuple[float, float], warned: bool, told: Callable[[str], list[str]]
+) -> None:
+    """The longest of them counts."""
+    runner = AsyncRunner(nothing)
+    runner.options = {str(n): TaskOptions(timeout=timeout) for n, timeout in enumerate(timeouts)}
+    Worker(queue_on(Impatient()), runner=runner).run(until_empty=True)
+    assert len(told("acknowledgement timeout of 90 s")) == warned
 
 
 def test_a_connection_is_not_shared_with_senders() -> None:

@@ -180,7 +180,7 @@ class Lane:
 
 
 class RabbitMQConsumer:
-    """See `workqueue.transport.Consumer`."""
+    """See `workqueue.transport.Consumer`, and `TakesBack`."""
 
     def __init__(
         self,
@@ -221,6 +221,10 @@ class RabbitMQConsumer:
     @property
     def unsettled(self) -> int:
         return len(self.out) + len(self.copying)
+
+    @property
+    def takes_back_after(self) -> float | None:
+        return self.survey.own_timeout
 
     # -- receive
 
