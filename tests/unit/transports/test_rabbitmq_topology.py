@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from workqueue.transport import QueueSpec
+from workqueue.transports.rabbitmq.consumer import split
 from workqueue.transports.rabbitmq.driver import differences
 from workqueue.transports.rabbitmq.priorities import shortfall
 from workqueue.transports.rabbitmq.publisher import sizes_in
@@ -424,3 +425,19 @@ def test_what_priorities_are_worth(
 ) -> None:
     found = shortfall(Survey("jobs", abilities(version), arguments), version)
     assert found is None if told is None else told in str(found)
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "most", "shares"),
+    [
+        (0, 64, [0]),
+        (1, 64, [1]),
+        (5, 64, [1] * 5),
+        (5, 1, [5]),
+        (5, 3, [2, 2, 1]),
+        (65, 64, [2] + [1] * 63),
+    ],
+)
+def test_lanes_share_what_may_be_held(prefetch: int, most: int, shares: list[int]) -> None:
+    """All of it, and no more."""
+    assert split(prefetch, most) == shares
