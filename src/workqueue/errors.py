@@ -13,7 +13,8 @@
     ├── ConsumerLost              this consumer is finished; a new one may go on
     ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
     ├── QueueNotFound             there is no such queue
-    ├── StorageError              the embedded file cannot be used: read-only, full, corrupt, locked
+    ├── StorageError              the embedded file cannot be used: read-only, full, locked
+    │   └── StorageDamaged        it is damaged, or no database: waiting does not mend it
     └── NotSent                   messages that were not placed, each with its cause:
         ├── Unroutable            no queue took it
         ├── QueueFull             the queue has reached its bound
@@ -141,7 +142,14 @@ class QueueNotFound(WorkqueueError):
 
 
 class StorageError(WorkqueueError):
-    """The embedded file cannot be used: missing folder, read-only, full, corrupt, locked."""
+    """The embedded file cannot be used: missing folder, read-only, full, locked."""
+
+
+class StorageDamaged(StorageError):
+    """The embedded file is damaged, or is no database.
+
+    Waiting does not mend it, so not even a worker that was once let in goes on trying.
+    """
 
 
 class NotSent(WorkqueueError):

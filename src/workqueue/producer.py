@@ -68,6 +68,10 @@ LONGEST_HOPE, GLANCE = 0.0005, 0.00002
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two tries to place the same messages, at most."""
 
+LONG_ENOUGH = 1.0
+"""Seconds in which a broker that is there says what becomes of a message. The last try may have as
+many, or a third of the timeout, beyond it."""
+
 
 class Producer:
     """Sends to one queue. Any number of threads may share one: what they send at the same time
@@ -217,22 +221,29 @@ class Producer:
         # Imported when something goes wrong: it takes longer than a message to a broker and back.
         from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-        def time_is_up(_state: RetryCallState) -> bool:
+        def time_left() -> float:
             limit = self.timeout if self.reached else self.connect_timeout
-            return time.monotonic() - began >= limit
+            return max(0.0, began + limit - time.monotonic())
 
+        def pause(state: RetryCallState) -> float:
+            return min(pauses(state), time_left())
+
+        pauses = Pauses(load)
         attempts = Retrying(
             retry=retry_if_exception_type((ConnectionLost, StillPending)),
-            stop=time_is_up,
-            wait=Pauses(load),
+            stop=lambda _state: time_left() == 0,
+            wait=pause,
             reraise=True,
         )
+        # Less, and a busy broker's refusal would come too late: nobody would know whether it keeps
+        # what it was handed last.
+        least = min(LONG_ENOUGH, self.timeout / 3)
         for attempt in attempts:
             with attempt:
                 if attempt.retry_state.attempt_number == 1:
                     raise failed
                 left = began + self.timeout - time.monotonic()
-                self.place_once(load, timeout=max(left, 0.1))
+                self.place_once(load, timeout=max(left, least))
 
     def place_once(self, load: Load, timeout: float) -> None:
         self.prepare()

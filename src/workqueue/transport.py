@@ -268,7 +268,9 @@ class Consumer(Protocol):
     [test_closing_gives_back, test_what_came_back_says_so].
 
     A lost consumer is finished: `receive` and `settle` raise ConsumerLost from then on, and what
-    it held can be settled nowhere else [test_deliveries_belong_to_their_consumer].
+    it held can be settled nowhere else [test_deliveries_belong_to_their_consumer]. A worker then
+    opens another; where that would be no better, ConsumerLost is raised from StorageDamaged, which
+    ends the worker.
     """
 
     @property
@@ -329,6 +331,17 @@ class Consumer(Protocol):
 
     def close(self) -> None:
         """Give back what is not settled, at once, and hang up; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class TakesBack(Protocol):
+    """What a consumer may have besides: its broker does not wait for ever for a settlement."""
+
+    @property
+    def takes_back_after(self) -> float | None:
+        """Seconds after which a delivery that is not settled goes to another consumer; None if
+        that never happens, or if the broker does not tell."""
         ...
 
 

@@ -8,11 +8,12 @@ turn is settled in one batch.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,7 @@ from workqueue.errors import (
     ConsumerLost,
     DeliveriesLost,
     QueueNotFound,
+    StorageDamaged,
     StorageError,
     Unsupported,
 )
@@ -38,7 +40,16 @@ from workqueue.runners.handler import Handler
 from workqueue.runners.process import ProcessRunner
 from workqueue.runners.runner import Ending, Runner, Verdict
 from workqueue.runners.thread import NO_TIMEOUT, ThreadRunner
-from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Outcome, Reject, Requeue, Retry
+from workqueue.transport import (
+    DEAD_SUFFIX,
+    Ack,
+    Consumer,
+    Outcome,
+    Reject,
+    Requeue,
+    Retry,
+    TakesBack,
+)
 
 log = logging.getLogger("workqueue.worker")
 
@@ -66,6 +77,12 @@ FINISHING_TIME = 5.0
 
 TURN = 1.0
 """Seconds. The longest wait in one turn."""
+
+SHORT_LIFE = 1.0
+"""Seconds. A consumer that was lost sooner was as good as never open."""
+
+LONGEST_REST = 30.0
+"""Seconds between two consumers, where each was lost as soon as it was open."""
 
 LOOK_EVERY = 0.02
 """Seconds between looks at how long what has not begun is waiting already."""
@@ -151,17 +168,25 @@ class Worker:
         self.ack = ack
         self.shift: Shift | None = None
 
-    def run(self, *, until_empty: bool = False, max_messages: int | None = None) -> Tally:
+    def run(
+        self,
+        *,
+        until_empty: bool = False,
+        max_messages: int | None = None,
+        ready: Callable[[], None] | None = None,
+    ) -> Tally:
         """Work until `stop` is called, SIGTERM or Ctrl-C comes (if this is the main thread),
         `max_messages` were run, or, with `until_empty`, the queue has been empty for a second.
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
-        ConfigError and StorageError at the start, HandlerNotFound.
+        ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged.
+
+        `ready` is called once, when the handler can be used, before the queue is connected to.
         """
         self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
         with self.shift.heeding_signals():
-            return self.shift.work()
+            return self.shift.work(ready)
 
     def stop(self, *, now: bool = False) -> None:
         """Begin to drain; with `now`, stop what runs and hand it back. From any thread."""
@@ -224,6 +249,9 @@ class Shift:
         self.last_arrival = time.monotonic()
         self.put_off = 0.0
         self.next_retry = 0.0
+        self.opened_at = 0.0
+        self.short_lived = 0
+        self.warned_of: float | None = None
         self.turned_at = time.monotonic()
         self.talkative = log.isEnabledFor(logging.DEBUG)
         # Each look at a dead letter counts as a death on some brokers.
@@ -270,12 +298,14 @@ class Shift:
 
     # -- the whole shift
 
-    def work(self) -> Tally:
+    def work(self, ready: Callable[[], None] | None = None) -> Tally:
         for middleware in self.worker.middleware:
             middleware.started(self.worker)
         try:
             self.runner.start(self.worker.concurrency, self.ring)
             self.check_timeouts()
+            if ready is not None:
+                ready()
             while not self.finished():
                 self.keep_time()
                 try:
@@ -426,6 +456,8 @@ class Shift:
         self.last_arrival = time.monotonic()
         try:
             stats = self.queue.stats()
+        except StorageDamaged:
+            raise
         except (ConnectionLost, QueueNotFound, StorageError):
             return False
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
@@ -650,7 +682,8 @@ class Shift:
             if self.stops and self.may_get_better(error):
                 return None
             raise
-        self.last_arrival = time.monotonic()
+        self.opened_at = self.last_arrival = time.monotonic()
+        self.warn_of_timeout(consumer)
         return consumer
 
     def open_consumer(self) -> Consumer:
@@ -669,10 +702,40 @@ class Shift:
             self.queue.declare()
             return self.queue.transport.consumer(self.queue.name, self.holding)
 
+    def warn_of_timeout(self, consumer: Consumer) -> None:
+        """Say it, once, if tasks may be held longer than the broker waits for them."""
+        limit = consumer.takes_back_after if isinstance(consumer, TakesBack) else None
+        if limit is None or limit == self.warned_of or self.on_dead_letters:
+            return
+        if self.longest_hold() >= limit:
+            self.warned_of = limit
+            log.warning(
+                "queue %s was made with an acknowledgement timeout of %g s: longer tasks are taken "
+                "away and given to others",
+                self.queue.name,
+                limit,
+            )
+
+    def longest_hold(self) -> float:
+        """Seconds until a delivery is settled, at most: it may wait behind others that were taken
+        with it, unless what waits too long is handed back."""
+        if self.worker.ack == "early":
+            return 0.0
+        usual = self.worker.timeout
+        asked = [options.timeout or usual for options in self.runner.options.values()] or [usual]
+        longest = max(math.inf if timeout is None else timeout for timeout in asked)
+        if self.pace is not None:
+            return longest
+        held = self.worker.prefetch
+        return longest * (math.ceil(held / self.worker.concurrency) if held else math.inf)
+
     def may_get_better(self, error: BaseException) -> bool:
-        """A worker that was let in once goes on trying: passwords are changed, disks are freed."""
+        """A worker that was let in once goes on trying: passwords are changed, disks are freed.
+        A damaged file is not mended by waiting."""
         if isinstance(error, ConnectionLost | ConsumerLost):
             return True
+        if isinstance(error, StorageDamaged):
+            return False
         return self.let_in and isinstance(error, AccessRefused | StorageError | QueueNotFound)
 
     def wait_before_next(self, state: Any) -> float:
@@ -696,13 +759,26 @@ class Shift:
             self.forget_ended()
 
     def lose_all(self, error: ConsumerLost) -> None:
-        log.warning("%s; %d running tasks may be done twice", error, len(self.running))
+        damage = error.__cause__ if isinstance(error.__cause__, StorageDamaged) else None
+        if self.running or not damage:  # else it is raised, and said, below
+            log.warning("%s; %d running tasks may be done twice", error, len(self.running))
         self.tell("lost", error)
         self.lose(list(self.running))
         self.suspects.clear()
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             consumer.close()
+        if damage:
+            raise damage
+        self.rest()
+
+    def rest(self) -> None:
+        """Before another consumer is opened, if the last ones were lost as soon as they were open:
+        what opens and then fails would be opened again a hundred times a second."""
+        lasted = time.monotonic() - self.opened_at
+        self.short_lived = self.short_lived + 1 if lasted < SHORT_LIFE else 0
+        if self.short_lived > 1:
+            self.nap(random.uniform(0.1, min(LONGEST_REST, 0.1 * 2**self.short_lived)))
 
     def lose(self, deliveries: list[Delivery]) -> None:
         """They are others' now. Their handlers are told, and their endings settle nothing."""

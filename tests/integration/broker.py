@@ -6,6 +6,8 @@ import base64
 import contextlib
 import json
 import re
+import shlex
+import sys
 import urllib.error
 import urllib.request
 import uuid
@@ -136,6 +138,14 @@ class Broker:
         """It runs again, on the same ports and with what is on its disk."""
         self._box.start()
         self.wait_until_ready()
+
+    def restart_command(self) -> str:
+        """What does the same from a command line, as `docker restart` does: not all who have an
+        engine have its program."""
+        code = (
+            f"import docker; docker.from_env().containers.get('{self._box.id}').restart(timeout=1)"
+        )
+        return shlex.join([sys.executable, "-c", code])
 
     def pause(self) -> None:
         """Its processes are frozen; connections stay open and nobody answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -19,9 +20,10 @@ from tests.integration.programs import PATIENCE, Desk
 from workqueue import NotSent, Producer, TooLarge, Unconfirmed, connect
 from workqueue.cli.torture.proxy import Proxy
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
-from workqueue.message import Message, new_id
+from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import eventually
 from workqueue.transport import Ack, QueueSpec, QueueType, Requeue
+from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
@@ -641,3 +643,86 @@ def test_every_publish_is_a_connection_of_its_own(vhost: Vhost) -> None:
     assert publisher.link.wire.socket is not consumer.link.wire.socket
     publisher.close()
     consumer.close()
+
+
+# -- channels and what they may hold -------------------------------------------------------------
+
+
+def take(consumer: RabbitMQConsumer, count: int) -> list[Delivery]:
+    """Exactly `count`, and nothing comes after them."""
+    taken: list[Delivery] = []
+    eventually(
+        lambda: len(taken) >= count or taken.extend(consumer.receive(100, 0.2)), within=PATIENCE
+    )
+    assert len(taken) == count
+    assert consumer.receive(100, 0.5) == []
+    return taken
+
+
+@pytest.mark.rabbitmq("3.10", "4.0", "4.3", config="channel_max = 2")
+@pytest.mark.parametrize("type_", ["quorum", "classic"])
+def test_a_broker_that_allows_two_channels(vhost: Vhost, type_: QueueType) -> None:
+    """Holding more and less needs no more of them, and what runs long keeps no slot idle."""
+    transport = RabbitMQTransport(vhost.url)
+    transport.declare(QueueSpec(name="q", type=type_))
+    publisher = transport.publisher()
+    publisher.publish("q", [Message(body=b"x", id=new_id()) for _ in range(60)], 10)
+    publisher.close()
+    consumer = transport.consumer("q", 2)
+    held = take(consumer, 2)
+    for _ in range(3):
+        consumer.hold(5)
+        held += take(consumer, 3)
+        consumer.hold(2)
+        consumer.settle([Ack(delivery) for delivery in held[1:]])
+        del held[1:]  # one that runs on and on: all the others go past it
+        held += take(consumer, 1)
+    consumer.settle([Requeue(held.pop()), Ack(held.pop())])
+    consumer.hold(0)
+    consumer.settle([Ack(delivery) for delivery in take(consumer, 47)])
+    consumer.close()
+    stats = transport.stats("q")
+    assert (stats.ready, stats.dead) == (0, 0)
+
+
+@pytest.mark.rabbitmq("4.3", config="channel_max = 31")
+def test_a_broker_that_allows_fewer_channels_than_there_are_slots(
+    vhost: Vhost, client: ForeignClient
+) -> None:
+    """Where each slot would have one, because tasks may be taken away, some share."""
+    client.declare("q", x_queue_type="quorum", x_consumer_timeout=60_000)
+    for n in range(50):
+        client.send("q", f"{n}")
+    transport = RabbitMQTransport(vhost.url)
+    consumer = transport.consumer("q", 40)
+    held = take(consumer, 40)
+    assert len(consumer.lanes) == 30
+    consumer.settle([Ack(delivery) for delivery in held])
+    consumer.settle([Ack(delivery) for delivery in take(consumer, 10)])
+    consumer.close()
+
+
+@pytest.mark.rabbitmq("4.3", config="channel_max = 1")
+def test_a_broker_that_allows_too_few_channels(desk: Desk) -> None:
+    """To try again would not help."""
+    desk.send("q", "sleep 0")
+    result = desk.drain("q")
+    assert result.code == 78
+    assert "RabbitMQ's channel_max is 1: a connection needs more channels" in result.err
+
+
+@pytest.mark.rabbitmq("3.10", "4.0", "4.3")
+def test_what_may_be_held_is_never_said_of_a_whole_channel(broker: Broker, vhost: Vhost) -> None:
+    """4.0 closes the connection for that, if the queue is a quorum queue, and 4.3 takes it for
+    what a consumer may hold."""
+    transport = RabbitMQTransport(vhost.url)
+    transport.declare(QueueSpec(name="q"))
+    consumer, publisher = transport.consumer("q", 3), transport.publisher()
+    consumer.hold(7)
+    publisher.prove_alive()
+    asked = "[rabbit_channel:info(C, [prefetch_count, global_prefetch_count])"
+    told = broker.rabbitmqctl("eval", f"{asked} || C <- rabbit_channel:list()].")
+    consumer.close()
+    publisher.close()
+    assert {1, 4} <= set(map(int, re.findall(r"{prefetch_count,(\d+)}", told)))
+    assert set(re.findall(r"{global_prefetch_count,(\d+)}", told)) == {"0"}

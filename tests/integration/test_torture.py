@@ -104,3 +104,14 @@ class TestOnRabbitMQ(Torture):
     @pytest.fixture
     def url(self, vhost: Vhost) -> str:
         return vhost.url
+
+    def test_the_broker_is_restarted(self, desk: Desk, broker: Broker, management_url: str) -> None:
+        """By the user's command, with which even a short attack begins."""
+        restart = ("--restart-command", broker.restart_command())
+        result = desk.start(*SHORT, *restart, "--json").wait(PATIENCE)
+        assert result.code == 0, result.err
+        [figures] = result.json
+        assert figures["restarts"] == 1
+        assert (figures["sent"], figures["lost"], figures["good"]) == (150, 0, True)
+        broker.wait_until_ready()
+        self.assert_nothing_is_left(desk, management_url)

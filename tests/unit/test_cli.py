@@ -332,6 +332,7 @@ def test_work_that_cannot_be(
     result = shell("work", "q", *arguments)
     assert result.code == code, result
     assert told in result.err
+    assert "working q" not in result.err
     assert "Traceback" not in result.err
     assert "Try: " in result.err.splitlines()[-1]
 
@@ -551,6 +552,19 @@ def test_where_settings_come_from(shell: Shell) -> None:
     assert used() == "user"
     (shell.folder / "workqueue.toml").write_text("colour = 'red'\n")
     is_error(shell("status"), 78, "there is no setting colour")
+
+
+@pytest.mark.parametrize("content", ["url = \n", "colour = 'red'\n"])
+def test_help_is_shown_whatever_the_settings(shell: Shell, content: str) -> None:
+    """It may be how the mistake is found; the commands themselves are refused."""
+    (shell.folder / "workqueue.toml").write_text(content)
+    for asked in (["--help"], ["work", "-h"], ["dead", "--help"], ["dead", "list", "--help"]):
+        told = shell(*asked)
+        assert (told.code, told.err) == (0, "")
+        assert "Usage: workqueue" in told.out
+    assert "Usage: workqueue dead" in shell("dead").out
+    for command in (["status"], ["dead", "list", "q"], ["send", "q", "--", "--help"]):
+        is_error(shell(*command), 78, "workqueue.toml: ")
 
 
 def test_settings_are_for_commands_within_commands_too(shell: Shell) -> None:

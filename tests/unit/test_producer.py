@@ -308,6 +308,36 @@ def test_a_full_queue_is_waited_for() -> None:
     assert len(stored(transport.store, "jobs")) == 1
 
 
+def test_a_full_queue_is_named_by_a_slow_broker_too() -> None:
+    """The last try begins when hardly any time is left, and is given enough to hear of its fate:
+    cut off, it would leave everybody in doubt."""
+    given: list[float] = []
+
+    def refuse(_publisher: Any, _queue: str, messages: Sequence[Message], timeout: float) -> None:
+        given.append(timeout)
+        cause = QueueFull("full") if timeout > 0.15 else Unconfirmed("not in time")
+        raise NotSent("no", failures=[(message, cause) for message in messages])
+
+    transport = ScriptedTransport(*[refuse] * 1_000)
+    began = time.monotonic()
+    with pytest.raises(QueueFull):
+        Producer(declared(transport), timeout=0.6).send("x")
+    assert time.monotonic() - began >= 0.6
+    assert len(given) > 1
+
+
+def test_the_last_try_comes_when_time_is_up_and_not_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pause would be otherwise."""
+    monkeypatch.setattr(Pauses, "__call__", lambda *_: 3_600.0)
+    transport = MemoryTransport()
+    queue = declared(transport, max_length=1)
+    Producer(queue).send("first")
+    began = time.monotonic()
+    with pytest.raises(QueueFull):
+        Producer(queue, timeout=0.4).send("second")
+    assert 0.4 <= time.monotonic() - began < ENOUGH
+
+
 def test_a_full_queue_that_is_worked_on_takes_more() -> None:
     """A sender that waits is back-pressure, not an error."""
     transport = ScriptedTransport()

@@ -38,6 +38,7 @@ PUBLIC = [
     "Reject",
     "RetryLater",
     "RetryPolicy",
+    "StorageDamaged",
     "StorageError",
     "Tally",
     "Task",

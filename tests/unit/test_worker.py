@@ -30,6 +30,7 @@ from workqueue import (
     Queue,
     QueueMismatch,
     Reject,
+    StorageDamaged,
     StorageError,
     Tally,
     Worker,
@@ -37,13 +38,14 @@ from workqueue import (
 )
 from workqueue.errors import DeliveriesLost
 from workqueue.message import new_id
-from workqueue.retry import RetryPolicy
+from workqueue.retry import RetryPolicy, TaskOptions
+from workqueue.runners.coroutine import AsyncRunner
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.runners.thread import ThreadRunner
 from workqueue.testing import Fault, FaultyTransport, eventually
 from workqueue.transport import Ack, Outcome
 from workqueue.transports.copies import ERROR, FAILURES, ORIGIN, REASON
-from workqueue.transports.memory import MemoryConsumer, MemoryTransport
+from workqueue.transports.memory import MemoryConsumer, MemoryTransport, Store
 
 ENOUGH = 20.0
 """Seconds: longer than anything here takes on any machine."""
@@ -822,6 +824,60 @@ def test_a_worker_that_was_let_in_once_goes_on_trying(
     assert tallies == [Tally()]
 
 
+class Useless(MemoryTransport):
+    """Its consumers can be opened, and are lost as soon as they are used."""
+
+    def __init__(self, cause: StorageError) -> None:
+        super().__init__()
+        self.cause = cause
+        self.opened: list[MemoryConsumer] = []
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        self.opened.append(UselessConsumer(self.store, queue, prefetch, self.cause))
+        return self.opened[-1]
+
+
+class UselessConsumer(MemoryConsumer):
+    def __init__(self, store: Store, queue: str, prefetch: int, cause: StorageError) -> None:
+        super().__init__(store, queue, prefetch)
+        self.cause = cause
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        raise ConsumerLost(str(self.cause)) from self.cause
+
+
+def test_a_damaged_file_ends_a_worker(told: Callable[[str], list[str]]) -> None:
+    """It does not mend itself, so another consumer would be lost to the same damage, for ever."""
+    transport = Useless(StorageDamaged("jobs.db: damaged"))
+    with pytest.raises(StorageDamaged, match=r"jobs\.db: damaged"):
+        Worker(queue_on(transport), print).run()
+    assert len(transport.opened) == 1
+    assert transport.stats("jobs").consumers == 0
+    assert told("damaged") == []  # by us: whoever called is told
+
+
+def test_damage_found_on_opening_again_ends_a_worker() -> None:
+    """Though it was let in once."""
+    transport = Opening()
+    filled(transport, 1)
+
+    def handle(_job: Job[Any]) -> None:
+        transport.errors.append(StorageDamaged("jobs.db: damaged"))
+        transport.opened[0].close()
+
+    with pytest.raises(StorageDamaged, match=r"jobs\.db: damaged"):
+        Worker(queue_on(transport), handle).run()
+
+
+def test_consumers_that_are_lost_at_once_are_not_opened_without_a_pause() -> None:
+    """What can be opened and not used: a file on a disk that fails, for one."""
+    transport = Useless(StorageError("the disk failed"))
+    with running(Worker(queue_on(transport), print)):
+        eventually(lambda: len(transport.opened) >= 3)
+        time.sleep(0.5)
+        assert len(transport.opened) < 10
+
+
 def test_a_refused_worker_does_not_hammer(told: Callable[[str], list[str]]) -> None:
     """Five seconds at least between two tries with a password that is wrong."""
     shift = worker.Shift(
@@ -850,6 +906,53 @@ def test_a_deleted_queue_is_made_again(told: Callable[[str], list[str]]) -> None
         assert told("was deleted: making it again")
         Producer(queue_on(transport)).send("after")
         eventually(lambda: seen == ["after"])
+
+
+class Impatient(MemoryTransport):
+    """As a queue on RabbitMQ whose maker gave it an acknowledgement timeout of 90 seconds."""
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        return ImpatientConsumer(self.store, queue, prefetch)
+
+
+class ImpatientConsumer(MemoryConsumer):
+    takes_back_after = 90.0
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, True),
+        ({"timeout": 90}, True),
+        ({"timeout": 89}, False),
+        ({"ack": "early"}, False),
+        ({"timeout": 30, "prefetch": 6, "concurrency": 2}, True),  # the sixth waits for two
+        ({"timeout": 30, "prefetch": 4, "concurrency": 2}, False),
+        ({"timeout": 1, "prefetch": 0}, True),
+    ],
+)
+def test_a_broker_that_takes_tasks_back(
+    options: dict[str, Any], warned: bool, told: Callable[[str], list[str]]
+) -> None:
+    """It is said, once, where tasks may be held for so long."""
+    worker_ = Worker(queue_on(Impatient()), nothing, runner="async", **options)
+    worker_.run(until_empty=True)
+    assert len(told("acknowledgement timeout of 90 s")) == warned
+
+
+async def nothing(_job: Job[Any]) -> None:
+    """As a coroutine, which can be stopped: it may have a timeout."""
+
+
+@pytest.mark.parametrize(("timeouts", "warned"), [((30, 89), False), ((30, 90), True)])
+def test_each_task_may_have_a_timeout_of_its_own(
+    timeouts: tuple[float, float], warned: bool, told: Callable[[str], list[str]]
+) -> None:
+    """The longest of them counts."""
+    runner = AsyncRunner(nothing)
+    runner.options = {str(n): TaskOptions(timeout=timeout) for n, timeout in enumerate(timeouts)}
+    Worker(queue_on(Impatient()), runner=runner).run(until_empty=True)
+    assert len(told("acknowledgement timeout of 90 s")) == warned
 
 
 def test_a_connection_is_not_shared_with_senders() -> None:
@@ -894,9 +997,22 @@ def test_a_runner_that_cannot_start_leaves_the_queue_alone() -> None:
         def start(self, slots: int, ring: Callable[[], None]) -> None:
             raise HandlerNotFound("no such module")
 
+    told: list[str] = []
     with pytest.raises(HandlerNotFound):
-        Worker(queue_on(transport), runner=Missing(print)).run()
+        Worker(queue_on(transport), runner=Missing(print)).run(ready=lambda: told.append("ready"))
     assert transport.opened == []
+    assert told == []
+
+
+def test_whoever_asks_is_told_once_the_handler_can_be_used() -> None:
+    """Though there is no broker yet: that may take long, and is said apart."""
+    transport = Opening(ConnectionLost("nobody answers"))
+    told: list[int] = []
+    with running(
+        Worker(queue_on(transport), print), ready=lambda: told.append(len(transport.errors))
+    ):
+        eventually(lambda: transport.opened)
+    assert told == [1]
 
 
 @pytest.mark.parametrize(

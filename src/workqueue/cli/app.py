@@ -10,7 +10,7 @@ import typer
 
 from workqueue import __version__
 from workqueue.cli.plain import PlainGroup
-from workqueue.cli.settings import apply_settings, load_settings
+from workqueue.cli.settings import apply_settings, are_there_settings
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 65 bad input, 69 no broker reached, "
@@ -55,7 +55,7 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
     )
     app.callback()(root)
     modules = list(dict.fromkeys(MODULES.values()))
-    if arguments and arguments[0] in MODULES and not load_settings():
+    if arguments and arguments[0] in MODULES and not are_there_settings():
         modules = [MODULES[arguments[0]]]
     for module in modules:
         import_module(f"workqueue.cli.{module}").add_to(app)

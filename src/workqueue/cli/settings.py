@@ -7,14 +7,14 @@
     what the code says
 
 Keys are the flags' names. A file that cannot be read or has an unknown key is an error: a setting
-that was meant and silently ignored is worse.
+that was meant and silently ignored is worse. Only help is shown all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import typer
@@ -152,9 +152,35 @@ def setting_behind(error: Any) -> Setting | None:
     return next((found for name, found in load_settings().items() if name in named), None)
 
 
+def are_there_settings() -> bool:
+    """Whether a file has any. One that cannot be used may."""
+    try:
+        return bool(load_settings())
+    except BadSettings:
+        return True
+
+
 def apply_settings(ctx: typer.Context) -> None:
-    """Make the files' settings the defaults of whatever command follows."""
-    settings = load_settings()
-    if settings:
+    """Make the files' settings the defaults of whatever command follows.
+
+    If they cannot be used, it is told to the command that is run, and not to one whose help is
+    asked for: that may be how the mistake is found.
+    """
+    try:
+        settings = load_settings()
         check_names(settings, ctx.command)
+    except BadSettings as error:
+        for command in commands_of(ctx.command):
+            command.invoke = refusal(error)
+        return
+    if settings:
         ctx.default_map = default_map(settings, ctx.command)
+
+
+def refusal(error: BadSettings) -> Callable[[Any], NoReturn]:
+    """What may stand for a command's method `invoke` (its name is click's)."""
+
+    def invoke(_context: Any) -> NoReturn:
+        raise error
+
+    return invoke

@@ -257,11 +257,15 @@ def work(
             ack=ack,
             middleware=plugins,
         )
-        session.say(
+        introduction = (
             f"working {queue} with {shlex.join(words)}, {concurrency} at once; "
             "Ctrl-C to finish what runs"
         )
-        tally = worker.run(until_empty=until_empty, max_messages=max_messages)
+        tally = worker.run(
+            until_empty=until_empty,
+            max_messages=max_messages,
+            ready=lambda: session.say(introduction),
+        )
     report(session, queue, tally)
     if tally.forced:
         sys.exit(128 + tally.forced)

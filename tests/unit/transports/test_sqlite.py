@@ -781,6 +781,25 @@ def test_a_file_that_is_damaged_in_use(
         SQLiteTransport(f"sqlite:///{path}").publisher()
 
 
+def test_a_file_that_is_damaged_in_the_middle_ends_a_worker(
+    path: Path, sender: SQLitePublisher
+) -> None:
+    """Too large to be read through at the start: what can be read is handled, and then the worker
+    says what is wrong. To open the file once more, again and again, would bring nothing."""
+    send(sender, *[os.urandom(2_000) for _ in range(2_000)])
+    sender.database.checkpoint()
+    sender.close()
+    assert path.stat().st_size > database.SMALL
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(b"\xff" * 4096 * 20)
+    handled: list[bytes] = []
+    queue = connect(f"sqlite:///{path}").queue("q")
+    with refused(path, "damaged"):
+        Worker(queue, lambda job: handled.append(job.body)).run()
+    assert handled
+
+
 def test_a_deleted_log_is_no_place_to_send_to(path: Path, sender: SQLitePublisher) -> None:
     """The last commits are in it, and in it alone."""
     Path(f"{path}-wal").unlink()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +33,6 @@ SHORTEST = 15.0
 """Seconds of attack, unless --minutes says otherwise."""
 
 LONGEST_FREEZE = 3.0
-RESTARTING = 120.0
 """Seconds."""
 
 SHOWN = 5
@@ -71,7 +68,8 @@ def torture(
     restart_command: Annotated[
         str | None,
         typer.Option(
-            metavar="COMMAND", help="Restarts your broker, which is left alone without it."
+            metavar="COMMAND",
+            help="Restarts your broker: the attack begins with it. Without, it is left alone.",
         ),
     ] = None,
 ) -> None:
@@ -85,12 +83,12 @@ def torture(
     """
     seed = random.randrange(1_000_000) if seed is None else seed
     seconds = max(SHORTEST, messages / PER_SECOND) if minutes is None else minutes * 60
-    restart = shlex.split(restart_command) if restart_command else []
-    if restart and shutil.which(restart[0]) is None:
-        raise typer.BadParameter(f"--restart-command: there is no command {restart[0]}")
 
     from workqueue.cli.torture.nemesis import Fault, plan
+    from workqueue.cli.torture.restart import Restart
     from workqueue.cli.torture.siege import Siege, usual_roles
+
+    restart = None if restart_command is None else Restart(restart_command)
 
     with ExitStack() as stack:
         stack.enter_context(leaving_in_order())
@@ -101,6 +99,10 @@ def torture(
         scheme = url.partition(":")[0].lower()
         if scheme == "memory":
             raise ConfigError("memory:// lives in one process: there are no others to kill")
+        if restart and scheme == "sqlite":
+            raise typer.BadParameter(
+                "--restart-command: a file has no broker to restart: -u names one"
+            )
         broker = stack.enter_context(session.connect())
         queue = broker.queue(f"workqueue-torture-{seed}-{random.randrange(16**6):06x}")
         queue.declare()
@@ -123,10 +125,12 @@ def torture(
             )
         )
         faults = siege.process_faults(LONGEST_FREEZE) + siege.network_faults()
+        first = None
         if restart:
-            faults.append(Fault("restart the broker", lambda _n, _s: run_restart(restart)))
+            first = Fault("restart the broker", lambda _n, _s: restart.strike(siege))
+            faults.append(first)
         session.say(f"seed {seed}: {messages:,} messages on {queue.name} ({scheme})")
-        siege.run(plan(faults, seed), seconds, heal=siege.heal_network)
+        siege.run(plan(faults, seed, first), seconds, heal=siege.heal_network)
         verdict = siege.verdict(secrets=secrets_in(url))
         folder.keep = not verdict.good
         figures: dict[str, object] = {
@@ -137,6 +141,7 @@ def torture(
             "dead": verdict.dead,
             "duplicated": verdict.duplicated,
             "faults": siege.faults,
+            "restarts": restart and restart.count,
             **{name: len(found) for name, found in verdict.faults.items()},
             "resumed_s": None if siege.resumed is None else round(siege.resumed, 2),
             "seconds": round(time.time() - siege.began, 1),
@@ -224,15 +229,6 @@ def secrets_in(url: str) -> set[str]:
     if not parts.password or parts.password == parts.username:
         return set()
     return {parts.password, unquote(parts.password)}
-
-
-def run_restart(words: list[str]) -> str:
-    """The user's own command. It is for the broker, so its failure is not the product's."""
-    done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESTARTING, check=False
-    )
-    told = f"ran {shlex.join(words)}"
-    return told if done.returncode == 0 else f"{told}, which exited {done.returncode}"
 
 
 # -- what is shown -----------------------------------------------------------------------------

@@ -37,11 +37,15 @@ class Stroke:
         return self.fault.strike(self.victim, self.seconds)
 
 
-def plan(faults: Sequence[Fault], seed: int) -> Iterator[Stroke]:
-    """Without end."""
+def plan(faults: Sequence[Fault], seed: int, first: Fault | None = None) -> Iterator[Stroke]:
+    """Without end. `first` is one of them that not even a short attack is to miss."""
     rng = random.Random(seed)
     while faults:
-        for fault in rng.sample(faults, len(faults)):
+        deck = rng.sample(faults, len(faults))
+        if first is not None:
+            deck.sort(key=lambda fault: fault is not first)
+            first = None
+        for fault in deck:
             yield Stroke(
                 fault,
                 victim=rng.randrange(1_000_000),

@@ -9,7 +9,9 @@ would drag the others with it.
 RabbitMQ takes no new prefetch for a living consumer. To hold more, another lane is opened for the
 difference. To hold less, lanes are stopped, the largest first; what they still hold counts until
 it is settled, and only then is room given to a new one, or to a stopped one that is empty. What is
-held when tasks turn out long all runs at the same time: it may share a lane.
+held when tasks turn out long all runs at the same time: it may share a lane. Where the broker
+allows no more channels, a lane gets another consumer for both: what it held for the one before
+is still its own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Any
 
 import amqp
@@ -48,6 +51,9 @@ from workqueue.transports.rabbitmq.survey import Survey
 log = logging.getLogger("workqueue.rabbitmq")
 
 MOST_LANES = 64
+OTHER_CHANNELS = 1
+"""That of the probe. All others are closed again before there are lanes."""
+
 MOST_PREFETCH = 65535
 
 LOOK_PATIENCE = 1.0
@@ -85,6 +91,7 @@ class Lane:
         self.survey = survey
         self.arrived = arrived
         self.held: dict[int, Delivery] = {}
+        self.before = 0
         self.ended: str | None = None
         classic = survey.type == "classic"
         counted = classic or survey.abilities.counts_hand_backs
@@ -97,12 +104,20 @@ class Lane:
         self.opening = False
 
     def begin(self, prefetch: int) -> None:
-        """A consumer. On a stopped lane that holds nothing, another."""
+        """A consumer. On a stopped lane, another: what it still holds does not count for that."""
         self.prefetch = prefetch
+        self.before = next(reversed(self.held), 0)
         self.channel.basic_qos(0, min(prefetch, MOST_PREFETCH), False)
         self.tag: str | None = self.channel.basic_consume(
             self.survey.queue, no_ack=False, arguments=self.survey.consumer_arguments()
         )
+
+    def widen(self, prefetch: int) -> None:
+        """Room for so many more, without another channel."""
+        room = self.room
+        self.stop()
+        unused = room - len(self.held)
+        self.begin(prefetch + max(0, int(unused)) if prefetch and unused < math.inf else 0)
 
     def stop(self) -> None:
         """No new deliveries; what was delivered stays."""
@@ -115,7 +130,8 @@ class Lane:
         """How many deliveries it may hold, at most, from now on."""
         if self.tag is None:
             return len(self.held)
-        return self.prefetch or math.inf
+        earlier = takewhile(lambda tag: tag <= self.before, self.held)  # tags only grow
+        return (self.prefetch or math.inf) + sum(1 for _ in earlier)
 
     def on_method(self, inbound: wire.Inbound) -> None:
         match inbound.method:
@@ -190,7 +206,7 @@ class Lane:
 
 
 class RabbitMQConsumer:
-    """See `workqueue.transport.Consumer`."""
+    """See `workqueue.transport.Consumer`, and `TakesBack`."""
 
     def __init__(
         self,
@@ -216,8 +232,9 @@ class RabbitMQConsumer:
         self.thin = False
         self.came = 0
         self.read_at = 0.0
-        lanes, each = split(prefetch, one=survey.guarded)
-        self.lanes = [self.open_lane(each) for _ in range(lanes)]
+        self.most_lanes = max(1, min(MOST_LANES, link.most_channels - OTHER_CHANNELS))
+        shares = split(prefetch, 1 if survey.guarded else self.most_lanes)
+        self.lanes = [self.open_lane(share) for share in shares]
 
     def open_lane(self, prefetch: int) -> Lane:
         return Lane(self.link, self.survey, prefetch, self.arrive)
@@ -233,6 +250,10 @@ class RabbitMQConsumer:
     @property
     def unsettled(self) -> int:
         return len(self.out) + len(self.copying)
+
+    @property
+    def takes_back_after(self) -> float | None:
+        return self.survey.own_timeout
 
     # -- receive
 
@@ -357,24 +378,30 @@ class RabbitMQConsumer:
         """What was stopped or has ended gets its successors, as far as there is room for them."""
         missing = 0 if self.paused else self.missing
         if missing > 0:
-            alone = self.survey.guarded or missing + len(self.lanes) > MOST_LANES
-            lanes, each = split(0 if math.isinf(missing) else int(missing), one=alone)
-            for _ in range(lanes):
-                self.open_or_reuse(each)
+            used = sum(lane.tag is not None or bool(lane.held) for lane in self.lanes)
+            most = 1 if self.survey.guarded else max(1, self.most_lanes - used)
+            for share in split(0 if math.isinf(missing) else int(missing), most):
+                self.open_or_reuse(share)
         self.thin = any(lane.tag is None for lane in self.lanes)
 
     def show_up(self) -> None:
         """Whoever migrates the queue waits until it has no consumers, and so takes us, with all
         lanes stopped, for gone. What comes on this one is not handed out."""
         if self.unsettled and all(lane.tag is None for lane in self.lanes):
-            self.lanes.append(self.open_lane(1))
+            self.open_or_reuse(1)
 
     def open_or_reuse(self, prefetch: int) -> None:
-        for lane in self.lanes:
-            if lane.tag is None and not lane.held and lane.ended is None:
+        """Room for so many more. Lanes that ended are not counted on: they are replaced soon."""
+        usable = [lane for lane in self.lanes if lane.ended is None]
+        idle = [lane for lane in usable if lane.tag is None]
+        for lane in idle:
+            if not lane.held:
                 lane.begin(prefetch)
                 return
-        self.lanes.append(self.open_lane(prefetch))
+        if len(self.lanes) < self.most_lanes:
+            self.lanes.append(self.open_lane(prefetch))
+        elif usable:
+            min(idle or usable, key=lambda lane: len(lane.held)).widen(prefetch)
 
     # -- settle
 
@@ -524,9 +551,9 @@ def returns_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:
     return max((count for count in counts if isinstance(count, int) and count > 0), default=0)
 
 
-def split(prefetch: int, *, one: bool) -> tuple[int, int]:
-    """How many lanes, and how many deliveries each may hold."""
-    if prefetch == 0 or one:
-        return 1, prefetch
-    lanes = min(prefetch, MOST_LANES)
-    return lanes, -(-prefetch // lanes)
+def split(prefetch: int, most: int) -> list[int]:
+    """How many deliveries each lane may hold, with `most` lanes at most."""
+    if prefetch == 0:
+        return [0]
+    lanes = min(prefetch, most)
+    return [prefetch // lanes + (number < prefetch % lanes) for number in range(lanes)]

@@ -264,8 +264,23 @@ class Link:
         return str(self.wire.server_properties.get("version", "of unknown version"))
 
     def channel(self) -> amqp.Channel:
-        """A new channel. The broker closing it by an error raises ChannelClosed where one waits."""
-        return self.wire.channel()
+        """A new channel. The broker closing it by an error raises ChannelClosed where one waits.
+
+        Raises ConfigError if it allows no more.
+        """
+        try:
+            return self.wire.channel()
+        except amqp.ResourceError as error:
+            if len(self.wire.channels or ()) <= self.most_channels:
+                raise
+            raise ConfigError(
+                f"RabbitMQ's channel_max is {self.most_channels}: a connection needs more channels",
+                hint="Set a higher channel_max in rabbitmq.conf.",
+            ) from error
+
+    @property
+    def most_channels(self) -> int:
+        return int(self.wire.channel_max)
 
     def tick(self) -> None:
         """Heartbeats, ours and theirs. To be called about once a second; cheap in between."""

@@ -74,14 +74,10 @@ class Survey(msgspec.Struct, frozen=True):
         return {}
 
     def warning(self, version: str) -> str | None:
-        """What a worker must know before it takes on long tasks; None if nothing."""
-        if self.guarded:
+        """What must be known before long tasks are taken on, where it cannot be known how long is
+        too long; None if nothing."""
+        if self.guarded or self.own_timeout is not None:
             return None
-        if self.own_timeout is not None:
-            return (
-                f"queue {self.queue} was made with an acknowledgement timeout of "
-                f"{self.own_timeout:g} s: longer tasks are taken away and given to others"
-            )
         return (
             f"RabbitMQ {version} takes tasks of queue {self.queue} away after its consumer_timeout "
             f"(30 minutes unless configured): for longer ones set consumer_timeout = {NO_TIMEOUT} "

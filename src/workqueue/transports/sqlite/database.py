@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from workqueue.errors import ConnectionLost, StorageError
+from workqueue.errors import ConnectionLost, StorageDamaged, StorageError
 from workqueue.transports.sqlite import schema
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.place import find_or_create
@@ -210,7 +210,7 @@ class Database:
         if self.path.stat().st_size <= SMALL:
             found = self.read("PRAGMA quick_check(1)")
             if found != [("ok",)]:
-                raise StorageError(f"{self.path}: damaged: {' '.join(str(found[0][0]).split())}")
+                raise StorageDamaged(f"{self.path}: damaged: {' '.join(str(found[0][0]).split())}")
 
     def keep_wal_short(self) -> None:
         """After a commit: copy the write-ahead log into the database, if it has grown enough.
@@ -306,9 +306,9 @@ def told(path: Path, error: sqlite3.Error | OSError) -> StorageError:
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             what = "read-only for this user"
         case sqlite3.SQLITE_CORRUPT:
-            what = f"damaged: {error}"
+            return StorageDamaged(f"{path}: damaged: {error}")
         case sqlite3.SQLITE_NOTADB:
-            what = "not a database"
+            return StorageDamaged(f"{path}: not a database")
         case sqlite3.SQLITE_CANTOPEN:
             what = "cannot be opened: no permission for the file or its folder"
         case sqlite3.SQLITE_IOERR:
