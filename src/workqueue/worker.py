@@ -81,7 +81,7 @@ TURN = 1.0
 SHORT_LIFE = 1.0
 """Seconds. A consumer that was lost sooner was as good as never open."""
 
-LONGEST_REST = 30.0
+LONGEST_REST = 10.0
 """Seconds between two consumers, where each was lost as soon as it was open."""
 
 LOOK_EVERY = 0.02
