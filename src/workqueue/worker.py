@@ -750,9 +750,10 @@ class Shift:
         log.warning("%s; trying again in %.1f s", problem, pause)
 
     def nap(self, seconds: float) -> None:
-        """Sleep, unless told to stop."""
+        """Sleep, unless told to stop. Whoever waits for a broker is alive."""
         deadline = time.monotonic() + seconds
         while not self.stops and (left := deadline - time.monotonic()) > 0:
+            self.keep_time()
             with self.alarm:
                 if not self.stops:
                     self.alarm.wait(min(left, TURN))  # a signal may ring just before we listen

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from workqueue import Broker, ConfigError, Producer
-from workqueue.health import Health
+from workqueue import Broker, ConfigError, ConnectionLost, Producer
+from workqueue.health import STUCK, Health, state_of
 from workqueue.testing import eventually
 from workqueue.transports.memory import MemoryTransport
 from workqueue.worker import Tally, Worker
@@ -62,6 +62,29 @@ def test_from_start_to_drained() -> None:
     assert tallies[0].done == 1
     with pytest.raises(OSError, match="refused"):
         ask(health, "alive")
+
+
+def test_who_waits_for_a_broker_is_alive() -> None:
+    """A supervisor that ended it would only make it wait again."""
+
+    class Away(MemoryTransport):
+        def consumer(self, queue: str, prefetch: int) -> Any:
+            raise ConnectionLost("nobody answers")
+
+    worker = Worker(Broker(Away()).queue("jobs"), print)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        eventually(lambda: worker.shift)
+        shift = worker.shift
+        assert shift is not None
+        for _ in range(2):
+            shift.turned_at -= 2 * STUCK
+            eventually(lambda: state_of(worker)["alive"])
+        assert not state_of(worker)["ready"]
+    finally:
+        worker.stop()
+        thread.join(20)
 
 
 def test_a_port_that_is_taken() -> None:
