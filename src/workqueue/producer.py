@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, Self
@@ -318,7 +319,8 @@ class Pauses:
     def __call__(self, _state: object) -> float:
         self.in_vain = 0 if len(self.load.pending) < self.pending else self.in_vain + 1
         self.pending = len(self.load.pending)
-        return random.uniform(0.0, min(SHORTEST_PAUSE * 2**self.in_vain, LONGEST_PAUSE))
+        longest = SHORTEST_PAUSE * 2 ** min(self.in_vain, 10)  # an unbounded power ends as an error
+        return random.uniform(0.0, min(longest, LONGEST_PAUSE))
 
 
 class StillPending(Exception):
@@ -425,7 +427,7 @@ class Line:
 
     def served(self, seconds: float) -> None:
         """A load was carried, which took so long; nobody whose it was is awake yet."""
-        self.expected = 1 + len(self.waiting)
+        self.expected = 1 + sum(not one.has_turn for one in self.waiting)
         self.took = seconds
 
     def leave(self, parcel: Parcel) -> None:
@@ -435,6 +437,9 @@ class Line:
             if not parcel.has_turn:
                 return
             parcel.has_turn = False
+            for one in self.waiting:
+                if one.carried:
+                    one.wake()  # if whoever carried it was interrupted before that
             heir = next((one for one in self.waiting if not one.carried), None)
             self.taken = heir is not None
             if heir is not None:
@@ -467,9 +472,10 @@ class Parcel:
         return not (self.carried or self.has_turn)
 
     def wake(self) -> None:
-        """To be called once, of one that had to wait."""
+        """Of one that had to wait; safe to call twice."""
         assert self.asleep is not None
-        self.asleep.release()
+        with suppress(RuntimeError):  # it is awake
+            self.asleep.release()
 
     def tell(self) -> None:
         """Raise what the caller has to know, if anything."""

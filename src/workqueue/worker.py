@@ -358,7 +358,7 @@ class Shift:
         self.expect_retries(consumer)
         if received or consumer.unsettled:
             self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
-        if not received and (self.empty() or self.enough()):
+        if not received and not self.stops and (self.empty() or self.enough()):
             self.stop()
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
@@ -386,7 +386,7 @@ class Shift:
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
 
     def patience(self) -> float:
-        if self.suspect_may_begin() or self.enough():
+        if self.suspect_may_begin() or (self.enough() and self.draining_since is None):
             return 0.0
         if self.until_empty and not self.running:
             return min(TURN, max(0.01, self.last_arrival + IDLE_BEFORE_EMPTY - time.monotonic()))
@@ -779,7 +779,8 @@ class Shift:
         lasted = time.monotonic() - self.opened_at
         self.short_lived = self.short_lived + 1 if lasted < SHORT_LIFE else 0
         if self.short_lived > 1:
-            self.nap(random.uniform(0.1, min(LONGEST_REST, 0.1 * 2**self.short_lived)))
+            longest = 0.1 * 2 ** min(self.short_lived, 10)  # an unbounded power ends as an error
+            self.nap(random.uniform(0.1, min(LONGEST_REST, longest)))
 
     def lose(self, deliveries: list[Delivery]) -> None:
         """They are others' now. Their handlers are told, and their endings settle nothing."""

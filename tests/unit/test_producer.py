@@ -44,6 +44,7 @@ from workqueue import (
 from workqueue.producer import (
     CHUNK_BYTES,
     CHUNK_MESSAGES,
+    LONGEST_PAUSE,
     MOST_MESSAGES,
     QUICK,
     SHORTEST_PAUSE,
@@ -364,6 +365,7 @@ def test_pauses_are_short_while_something_is_placed() -> None:
         load.pending.popitem()
         assert pauses(None) <= SHORTEST_PAUSE
     assert max(pauses(None) for _ in range(100)) > SHORTEST_PAUSE
+    assert max(pauses(None) for _ in range(2_000)) <= LONGEST_PAUSE  # however many were in vain
 
 
 class Unreachable(MemoryTransport):
@@ -735,6 +737,20 @@ def test_who_is_interrupted_while_waiting_keeps_nobody_from_the_turn() -> None:
     assert not line.taken
     second.wake()  # for its thread's sake: in truth it was interrupted
     waits[0].join(ENOUGH)
+
+
+def test_who_was_carried_is_woken_though_the_carrier_was_interrupted() -> None:
+    """Ctrl-C may come between the last message and that."""
+    line = Line()
+    carrier, other = (Parcel([Message(body=b"")]) for _ in range(2))
+    line.wait(carrier)
+    wait = threading.Thread(target=line.wait, args=[other], daemon=True)
+    wait.start()
+    eventually(lambda: line.waiting)
+    other.carried = True
+    line.leave(carrier)
+    wait.join(ENOUGH)
+    assert not wait.is_alive()
 
 
 def test_who_was_served_last_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -876,6 +877,61 @@ def test_consumers_that_are_lost_at_once_are_not_opened_without_a_pause() -> Non
         eventually(lambda: len(transport.opened) >= 3)
         time.sleep(0.5)
         assert len(transport.opened) < 10
+
+
+def test_consumers_may_be_lost_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them, each after a rest that is no longer than the longest."""
+    shift = worker.Shift(
+        Worker(queue_on(MemoryTransport()), print), until_empty=False, max_messages=1
+    )
+    rests: list[float] = []
+    monkeypatch.setattr(shift, "nap", rests.append)
+    for _ in range(3_000):
+        shift.opened_at = time.monotonic()
+        shift.rest()
+    assert worker.LONGEST_REST / 2 < max(rests) <= worker.LONGEST_REST
+
+
+class Slow(MemoryConsumer):
+    """What it settles takes a while to be settled, as a copy that waits to be confirmed."""
+
+    settled_at = math.inf
+    looks = 0
+
+    @property
+    def unsettled(self) -> int:
+        return super().unsettled + (time.monotonic() < self.settled_at + 0.5)
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        self.looks += 1
+        return super().receive(limit, timeout)
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        self.settled_at = time.monotonic()
+        super().settle(outcomes)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_that_leaves_waits_in_peace(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Until all is settled: without a turn of the loop for each microsecond."""
+    transport = MemoryTransport()
+    consumer: list[Slow] = []
+
+    def open_consumer(queue: str, prefetch: int) -> Slow:
+        consumer.append(Slow(transport.store, queue, prefetch))
+        consumer[0].settled_at = -math.inf
+        return consumer[0]
+
+    monkeypatch.setattr(transport, "consumer", open_consumer)
+    filled(transport, 1)
+
+    def handle(_job: Job[Any]) -> None:
+        if fails:
+            raise ValueError
+
+    Worker(queue_on(transport), handle).run(max_messages=1)
+    assert consumer[0].settled_at > 0
+    assert consumer[0].looks < 100
 
 
 def test_a_refused_worker_does_not_hammer(told: Callable[[str], list[str]]) -> None:

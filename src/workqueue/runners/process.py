@@ -29,6 +29,7 @@ from typing import Literal
 
 import msgspec
 
+from workqueue.codec import encodable
 from workqueue.errors import HandlerNotFound
 from workqueue.message import Delivery
 from workqueue.middleware import Middleware, check_none_wraps
@@ -138,6 +139,8 @@ class ProcessRunner:
     # -- the worker's side
 
     def start(self, slots: int, ring: Callable[[], None]) -> None:
+        if not encodable(self.handler):
+            raise HandlerNotFound(f"there is no handler {self.handler!a}: that is not UTF-8")
         self.ring = ring
         self.orders: deque[tuple[Word, Delivery | None, float | None]] = deque()
         self.bell = Bell()

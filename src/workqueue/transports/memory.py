@@ -56,12 +56,13 @@ class Entry:
 
 @dataclass(slots=True)
 class Shelf:
-    """One queue."""
+    """One queue. `timed` says that time changes something in it."""
 
     spec: QueueSpec
     ready: list[Entry] = field(default_factory=list)
     delayed: list[Entry] = field(default_factory=list)
     consumers: set[MemoryConsumer] = field(default_factory=set)
+    timed: bool = False
     sent: int = 0
     done: int = 0
 
@@ -88,6 +89,7 @@ class Store:
         expires_at = since + min(waits, default=math.inf)
         entry = Entry(rank, structs.replace(message, delay=0.0, ttl=None), since, expires_at)
         heapq.heappush(shelf.delayed if message.delay > 0 else shelf.ready, entry)
+        shelf.timed |= message.delay > 0 or expires_at < math.inf
 
     def bury(self, delivery: Delivery, reason: str, error: str, worker: str | None = None) -> None:
         name = delivery.queue + DEAD_SUFFIX
@@ -96,12 +98,16 @@ class Store:
 
     def keep_time(self, shelf: Shelf) -> None:
         """What has waited for its time is ready; what has waited too long is a dead letter."""
+        if not shelf.timed:
+            return
         now = self.clock()
         due = [entry for entry in shelf.delayed if entry.since <= now]
         shelf.delayed = [entry for entry in shelf.delayed if entry.since > now]
         late = [entry for entry in [*shelf.ready, *due] if entry.expires_at <= now]
         shelf.ready = [entry for entry in [*shelf.ready, *due] if entry.expires_at > now]
         heapq.heapify(shelf.ready)
+        mortal = any(entry.expires_at < math.inf for entry in shelf.ready)
+        shelf.timed = mortal or bool(shelf.delayed)
         for entry in late:
             self.bury(Delivery(message=entry.message, queue=shelf.spec.name), "expired", "")
 
@@ -281,7 +287,9 @@ class MemoryConsumer:
                 if taken or self.woken or rest <= 0:
                     self.woken = False
                     return taken
-                self.store.changed.wait(max(0.0, min(rest, self.store.next_due(self.shelf))))
+                if not self.paused:
+                    rest = min(rest, self.store.next_due(self.shelf))
+                self.store.changed.wait(max(0.0, rest))
 
     def take(self, limit: int) -> list[Delivery]:
         if self.paused:
@@ -322,6 +330,7 @@ class MemoryConsumer:
     def give_back(self, entry: Entry) -> None:
         entry.redelivered = True
         heapq.heappush(self.shelf.ready, entry)
+        self.shelf.timed |= entry.expires_at < math.inf
 
     def hold(self, prefetch: int) -> None:
         self.check()

@@ -199,6 +199,7 @@ def test_a_killed_worker_leaves_nothing(tmp_path: Path) -> None:
         ("tests.unit.runners.handlers:NUMBER", "is not a function but a int"),
         ("nosuch.py:handle", "there is no file nosuch.py"),
         ("handle", "name the handler as module:function"),
+        ("h\udcff:handle", "that is not UTF-8"),
     ],
 )
 def test_handlers_that_cannot_be_imported(name: str, told: str) -> None:

@@ -133,6 +133,12 @@ class Lane:
         earlier = takewhile(lambda tag: tag <= self.before, self.held)  # tags only grow
         return (self.prefetch or math.inf) + sum(1 for _ in earlier)
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether it has less room when what it holds, in part for no consumer any more, is
+        settled."""
+        return self.tag is None or next(iter(self.held), math.inf) <= self.before
+
     def on_method(self, inbound: wire.Inbound) -> None:
         match inbound.method:
             case wire.DELIVER:
@@ -349,6 +355,7 @@ class RabbitMQConsumer:
             missing = self.missing
             if missing > 0:
                 self.open_or_reuse(0 if math.isinf(missing) else int(missing))
+            self.thin = any(lane.shrinks for lane in self.lanes)
 
     @property
     def missing(self) -> float:
@@ -382,7 +389,7 @@ class RabbitMQConsumer:
             most = 1 if self.survey.guarded else max(1, self.most_lanes - used)
             for share in split(0 if math.isinf(missing) else int(missing), most):
                 self.open_or_reuse(share)
-        self.thin = any(lane.tag is None for lane in self.lanes)
+        self.thin = any(lane.shrinks for lane in self.lanes)
 
     def show_up(self) -> None:
         """Whoever migrates the queue waits until it has no consumers, and so takes us, with all
