@@ -80,7 +80,8 @@ class Producer:
 
     `timeout` (seconds) is how long one `send` may take in all, with everything it does to get the
     message placed: wait for a full queue or a blocked broker, reconnect, send again under the
-    same id. `connect_timeout` is how long to look for a broker that was never reached yet.
+    same id. Only the last try may take up to a second more, so that its fate is known.
+    `connect_timeout` is how long to look for a broker that was never reached yet.
     """
 
     def __init__(
