@@ -897,6 +897,7 @@ class Slow(MemoryConsumer):
 
     settled_at = math.inf
     looks = 0
+    longest_wait = 0.0
 
     @property
     def unsettled(self) -> int:
@@ -904,6 +905,8 @@ class Slow(MemoryConsumer):
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         self.looks += 1
+        if 0 < self.settled_at < math.inf:
+            self.longest_wait = max(self.longest_wait, timeout)
         return super().receive(limit, timeout)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
@@ -913,7 +916,8 @@ class Slow(MemoryConsumer):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_worker_that_leaves_waits_in_peace(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """Until all is settled: without a turn of the loop for each microsecond."""
+    """Until all is settled, and no longer: without a turn of the loop for each microsecond, nor
+    one that waits for more messages."""
     transport = MemoryTransport()
     consumer: list[Slow] = []
 
@@ -932,6 +936,7 @@ def test_a_worker_that_leaves_waits_in_peace(monkeypatch: pytest.MonkeyPatch, fa
     Worker(queue_on(transport), handle).run(max_messages=1)
     assert consumer[0].settled_at > 0
     assert consumer[0].looks < 100
+    assert consumer[0].longest_wait < worker.TURN
 
 
 def test_a_refused_worker_does_not_hammer(told: Callable[[str], list[str]]) -> None:

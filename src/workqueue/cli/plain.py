@@ -40,11 +40,11 @@ class PlainGroup(TyperGroup):
 def take_plain_values(parameters: list[Any], function: Callable[..., Any] | None) -> list[Any]:
     """The parameters of `function`, and those that Typer added, which now look themselves at each
     value before Typer does."""
-    declared = inspect.signature(function).parameters if function else {}
-    for parameter in parameters:
-        if "process_value" not in vars(parameter):
-            found = declared.get(parameter.name)
-            parameter.process_value = process_plainly(parameter, found and found.annotation)
+    new = [parameter for parameter in parameters if "process_value" not in vars(parameter)]
+    declared = inspect.signature(function).parameters if new and function else {}
+    for parameter in new:
+        found = declared.get(parameter.name)
+        parameter.process_value = process_plainly(parameter, found and found.annotation)
     return parameters
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workqueue.transport import QueueSpec
-from workqueue.transports.rabbitmq.consumer import split
+from workqueue.transports.rabbitmq.consumer import LONGEST_INSTANT, MANY, WIDE, instant, split
 from workqueue.transports.rabbitmq.driver import differences
 from workqueue.transports.rabbitmq.priorities import shortfall
 from workqueue.transports.rabbitmq.publisher import sizes_in
@@ -441,3 +441,23 @@ def test_what_priorities_are_worth(
 def test_lanes_share_what_may_be_held(prefetch: int, most: int, shares: list[int]) -> None:
     """All of it, and no more."""
     assert split(prefetch, most) == shares
+
+
+@pytest.mark.parametrize(
+    ("came", "limit", "prefetch", "waits"),
+    [
+        pytest.param(1, 1000, 1, False, id="one at a time"),
+        pytest.param(1, 1000, WIDE - 1, False, id="a small window, which the broker fills at once"),
+        pytest.param(1, 1000, WIDE, True, id="a trickle"),
+        pytest.param(20, 1000, WIDE, False, id="a good part of the window"),
+        pytest.param(MANY, 1000, 2000, False, id="many"),
+        pytest.param(MANY - 1, 1000, 2000, True, id="fewer"),
+        pytest.param(5, 5, 1000, False, id="all that is wanted"),
+        pytest.param(5, 0, 1000, False, id="nothing is wanted"),
+    ],
+)
+def test_an_instant_is_waited_for_more(came: int, limit: int, prefetch: int, waits: bool) -> None:
+    """Only where more is sure to come, and for less than anybody notices."""
+    seconds = instant(came, limit, prefetch)
+    assert (seconds > 0) == waits
+    assert seconds <= LONGEST_INSTANT < 0.001

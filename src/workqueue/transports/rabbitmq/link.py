@@ -373,7 +373,7 @@ class Translation:
     """Every foreign error becomes one of ours here, and nowhere else.
 
     ChannelClosed passes: what it means depends on what was asked. A class, because every publish
-    passes through two of these, and a generator takes four times as long.
+    passes through one, and a generator's takes several times as long.
     """
 
     def __init__(self, where: str) -> None:
