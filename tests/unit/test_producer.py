@@ -761,6 +761,7 @@ def test_who_was_served_last_time_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     own, other = (Parcel([Message(body=b"")]) for _ in range(2))
     line.wait(own)
     late = threading.Timer(0.1, line.wait, args=[other])
+    late.daemon = True
     late.start()
     assert line.gather(own) == [own, other]
     other.wake()

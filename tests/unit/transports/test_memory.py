@@ -64,3 +64,21 @@ def test_messages_without_a_time_are_not_looked_through(monkeypatch: pytest.Monk
     assert len(consumer.receive(10, 1.0)) == 3
     assert looks
     consumer.close()
+
+
+def test_what_came_back_expires_all_the_same() -> None:
+    """Also where nothing else in the queue has a time."""
+    now = [1000.0]
+    transport = MemoryTransport(clock=lambda: now[0])
+    transport.declare(QueueSpec(name="q"))
+    mortal = Message(body=b"x", id=new_id(), ttl=60.0)
+    transport.publisher().publish("q", [mortal], 1.0)
+    first = transport.consumer("q", 1)
+    assert len(first.receive(1, 1.0)) == 1
+    assert transport.stats("q").ready == 0
+    first.close()
+    now[0] += 61
+    second = transport.consumer("q", 1)
+    assert second.receive(1, 0.0) == []
+    assert transport.stats("q").dead == 1
+    second.close()
