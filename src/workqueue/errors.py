@@ -15,6 +15,7 @@
     ├── QueueNotFound             there is no such queue
     ├── StorageError              the embedded file cannot be used: read-only, full, locked
     │   └── StorageDamaged        it is damaged, or no database: waiting does not mend it
+    ├── TransportFault            a transport broke its contract: a mistake in its driver
     └── NotSent                   messages that were not placed, each with its cause:
         ├── Unroutable            no queue took it
         ├── QueueFull             the queue has reached its bound
@@ -152,6 +153,15 @@ class StorageDamaged(StorageError):
     """
 
 
+class TransportFault(WorkqueueError):
+    """A transport did what `workqueue.transport` forbids: a mistake in its driver, not in the use
+    of it. The text names the class and what it did. Trying again does not mend it.
+    """
+
+    hint = "Report it to the authors of the transport."
+    command = "workqueue plugins"
+
+
 class NotSent(WorkqueueError):
     """Messages that were not placed.
 
@@ -225,3 +235,8 @@ def show(value: object) -> str:
 
 def asked_for(wanted: object) -> str:
     return "and was not asked for" if wanted is None else f"not {show(wanted)}"
+
+
+def class_name(thing: object) -> str:
+    """`module.Class`, by which the authors of a plugin are found."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

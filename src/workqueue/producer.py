@@ -7,11 +7,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from msgspec.structs import replace
 
@@ -22,8 +22,11 @@ from workqueue.errors import (
     NotSent,
     QueueFull,
     TooLarge,
+    TransportFault,
     Unconfirmed,
     Unroutable,
+    WorkqueueError,
+    class_name,
 )
 from workqueue.message import (
     DEFAULT_PRIORITY,
@@ -194,8 +197,8 @@ class Producer:
         load = Load([message for parcel in parcels for message in parcel.messages])
         try:
             self.place(load)
-        except StillPending:
-            pass  # time is up: the causes are on record
+        except (StillPending, Distrusted):
+            pass  # the causes are on record
         except Exception as error:  # noqa: BLE001 - every sender in line must hear of it
             load.error = error
             self.hang_up()
@@ -270,16 +273,37 @@ class Producer:
     def publish(self, load: Load, patience: float) -> None:
         assert self.publisher is not None
         try:
-            self.publisher.publish(self.queue.name, list(load.pending.values()), patience)
+            answer = self.publisher.publish(  # type: ignore[func-returns-value]  # if it keeps to it
+                self.queue.name, list(load.pending.values()), patience
+            )
         except NotSent as error:
+            if fault := fault_in(error, load.pending):
+                self.distrust(load, fault, error)
             load.note(error)
             if not all(isinstance(cause, LEAVES_PUBLISHER_USABLE) for _, cause in error.failures):
                 self.hang_up()
         except ConnectionLost:
             self.hang_up()
             raise
+        except Exception as error:
+            if isinstance(error, WorkqueueError) and not isinstance(error, TransportFault):
+                raise  # nothing was written
+            told = str(error) if isinstance(error, TransportFault) else repr(error)
+            self.distrust(load, f"raised an error of its own: {told}", error)
         else:
+            if answer is not None:
+                self.distrust(load, f"returned {type(answer).__name__} instead of nothing", None)
             load.pending.clear()
+
+    def distrust(self, load: Load, fault: str, error: Exception | None) -> NoReturn:
+        """The driver's word cannot be relied on: nobody knows what became of what is pending.
+
+        Not tried again: the same driver would only make duplicates.
+        """
+        text = f"the transport is at fault: {class_name(self.publisher)} {fault}"
+        load.doubt(Unconfirmed(text, hint=TransportFault.hint))
+        self.hang_up()
+        raise Distrusted(text) from error
 
     def hang_up(self) -> None:
         publisher, self.publisher = self.publisher, None
@@ -326,6 +350,34 @@ class Pauses:
 
 class StillPending(Exception):
     """Some messages are not placed yet, and it makes sense to try again."""
+
+
+class Distrusted(Exception):
+    """The transport broke its contract, and what is pending may be with the broker or not."""
+
+
+def fault_in(error: NotSent, given: Collection[int]) -> str:
+    """How a driver's account of a failed call is wrong; "" if it is whole.
+
+    `given` are the identities of the messages that the driver was given. Each must be named among
+    the failures, as the very object, or be counted in `sent`: what is not known to have failed
+    would be taken for placed.
+    """
+    try:
+        named = [id(message) for message, _ in error.failures]
+        foreign = [cause for _, cause in error.failures if not isinstance(cause, NotSent)]
+    except (TypeError, ValueError):
+        return "gave failures that are not pairs of a message and its cause"
+    if foreign:
+        return f"gave a cause of failure that is no NotSent: {foreign[0]!r}"
+    if not set(named) <= set(given):
+        return "named a failed message that it was not given, such as a copy of one"
+    if len(set(named)) < len(named):
+        return "named a failed message twice"
+    if len(named) + error.sent != len(given):
+        accounted = f"{len(named)} failed and {error.sent} sent"
+        return f"accounted for {accounted}, and was given {len(given)}"
+    return ""
 
 
 class Load:

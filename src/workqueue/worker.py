@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +29,9 @@ from workqueue.errors import (
     QueueNotFound,
     StorageDamaged,
     StorageError,
+    TransportFault,
     Unsupported,
+    class_name,
 )
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
@@ -180,7 +182,7 @@ class Worker:
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
-        ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged.
+        ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged, TransportFault.
 
         `ready` is called once, when the handler can be used, before the queue is connected to.
         """
@@ -363,12 +365,21 @@ class Shift:
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
         try:
-            return consumer.receive(limit, patience)
+            received = consumer.receive(limit, patience)
+            if received or received is None:
+                self.check_received(consumer, received, limit)
+            return received
         except DeliveriesLost as lost:
             self.lose(lost.deliveries)
             if self.all_slots_lost() and not self.running and self.draining_since is None:
                 raise ConsumerLost(f"{lost}, and no slot is free") from lost
             return []
+
+    def check_received(self, consumer: Consumer, received: object, limit: int) -> None:
+        """A mistake of the driver ends the worker: its deliveries go to others, and nothing of
+        what it handed out wrongly is begun."""
+        if fault := fault_in(received, limit, self.queue.name, self.running):
+            raise TransportFault(f"the transport is at fault: {class_name(consumer)} {fault}")
 
     def room(self) -> int:
         """How many more can be started now."""
@@ -795,6 +806,24 @@ class Shift:
         for ending in self.runner.endings():
             self.running.pop(ending.delivery, None)
             self.lost.discard(ending.delivery)
+
+
+def fault_in(received: object, limit: int, queue: str, running: Container[Delivery]) -> str:
+    """What is wrong with the deliveries that a driver returned; "" if nothing is.
+
+    More than were asked for could not be started; one that is out already would be settled twice;
+    one of another queue would get that queue's task done by this one's handler.
+    """
+    if not isinstance(received, list):
+        return f"returned {type(received).__name__} instead of a list of deliveries"
+    if len(received) > limit:
+        return f"handed out {len(received)} deliveries where {limit} were asked for"
+    if len(set(received)) < len(received) or any(one in running for one in received):
+        return "handed out a delivery that is out already"
+    for delivery in received:
+        if delivery.queue != queue:
+            return f"handed out a delivery of the queue {delivery.queue} to a worker of {queue}"
+    return ""
 
 
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:

@@ -43,6 +43,7 @@ PUBLIC = [
     "Tally",
     "Task",
     "TooLarge",
+    "TransportFault",
     "Unconfirmed",
     "UnknownScheme",
     "Unroutable",

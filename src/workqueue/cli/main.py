@@ -22,10 +22,15 @@ from workqueue.errors import (
     QueueMismatch,
     QueueNotFound,
     StorageError,
+    TransportFault,
     UnknownScheme,
     WorkqueueError,
     show,
 )
+
+USAGE = 2
+BUG = 70
+INTERRUPTED = 130
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (BadPayload, 65),
@@ -34,6 +39,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (AccessRefused, 77),
     (ConfigError, 78),
     (StorageError, 78),
+    (TransportFault, BUG),
     (WorkqueueError, 1),
 ]
 """First match counts. The rest: 0 done, 2 usage, 3 partly done, 70 a bug of ours, 130 and 143 told
@@ -41,10 +47,6 @@ twice to stop. The numbers are those of sysexits.h."""
 
 MIGRATABLE = {"type": "--type", "max length": "--max-length", "ttl": "--ttl"}
 """The parameters of a queue that `workqueue migrate` can change, with its options."""
-
-USAGE = 2
-BUG = 70
-INTERRUPTED = 130
 
 
 def main() -> None:
