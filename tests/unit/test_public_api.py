@@ -55,7 +55,14 @@ PUBLIC = [
     "current_job",
 ]
 
-TESTING = ["Fault", "FaultyTransport", "TransportSuite", "eventually", "transport_machine"]
+TESTING = [
+    "CheckedTransport",
+    "Fault",
+    "FaultyTransport",
+    "TransportSuite",
+    "eventually",
+    "transport_machine",
+]
 
 
 @pytest.mark.parametrize(("module", "names"), [(workqueue, PUBLIC), (workqueue.testing, TESTING)])

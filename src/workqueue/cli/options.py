@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from workqueue.broker import Broker, connect
 from workqueue.cli.output import say, show_log
 from workqueue.cli.plain import PlainCommand
 from workqueue.errors import ConfigError
+
+CHECK_TRANSPORT = "WORKQUEUE_CHECK_TRANSPORT"
+"""The variable with which every command holds its transport to the contract, at every call."""
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -75,7 +79,12 @@ class Session(msgspec.Struct, frozen=True):
             )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
-        return connect(url, management_url=self.management_url if amqp else None)
+        broker = connect(url, management_url=self.management_url if amqp else None)
+        if not os.environ.get(CHECK_TRANSPORT):
+            return broker
+        from workqueue.testing.checked import checked
+
+        return checked(broker)
 
     def secrets_in_argv(self) -> list[str]:
         """The flags that show a password to whoever runs `ps`."""
