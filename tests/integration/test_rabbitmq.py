@@ -31,6 +31,10 @@ class TestQuorum(TransportSuite):
         yield transport
         transport.close()
 
+    @pytest.fixture
+    def url(self, vhost: Vhost) -> str:
+        return vhost.url
+
 
 class TestClassic(TestQuorum):
     def spec(self, name: str, **options: Any) -> QueueSpec:

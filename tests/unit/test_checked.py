@@ -354,7 +354,7 @@ def test_a_process_that_stood_still_is_no_fault(monkeypatch: pytest.MonkeyPatch)
 def test_every_command_can_be_checked(tmp_path: Path) -> None:
     """With a variable; and neither pytest nor hypothesis is loaded for it."""
     code = (
-        "import sys; sys.argv = ['workqueue', 'send', 'q', 'x', '-q']\n"
+        "import sys; sys.argv = ['workqueue', 'send', 'q', 'x']\n"
         "from workqueue.cli.main import run; run(sys.argv[1:])\n"
         "assert 'workqueue.testing.checked' in sys.modules\n"
         "assert not {'pytest', 'hypothesis'} & set(sys.modules)"

@@ -35,7 +35,7 @@ if "pytest" in sys.modules:
     # Before they are imported: so that a failing promise shows its values, not a bare
     # AssertionError.
     sys.modules["pytest"].register_assert_rewrite(
-        "workqueue.testing.suite", "workqueue.testing.machine"
+        "workqueue.testing.suite", "workqueue.testing.machine", "workqueue.testing.promises"
     )
 
 if not typing.TYPE_CHECKING:

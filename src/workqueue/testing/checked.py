@@ -256,10 +256,10 @@ class CheckedConsumer:
             return f"handed out {count} deliveries where {limit} were asked for"
         if self.paused:
             return f"handed out {count} deliveries after it was paused"
-        if self.prefetch and len(self.out) + count > self.prefetch:
-            return f"has {len(self.out) + count} deliveries out, prefetch {self.prefetch}"
         if len(set(received)) < count or not self.out.isdisjoint(received):
             return "handed out a delivery that is out already"
+        if self.prefetch and len(self.out) + count > self.prefetch:
+            return f"has {len(self.out) + count} deliveries out, prefetch {self.prefetch}"
         if any(delivery.queue != self.queue for delivery in received):
             return f"handed out a delivery that is not of its queue {self.queue}"
         return ""

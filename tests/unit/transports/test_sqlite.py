@@ -85,6 +85,10 @@ class TestSQLite(TransportSuite):
         yield transport
         transport.close()
 
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/jobs.db"
+
 
 machine_files = itertools.count()
 machine_folder = Path(mkdtemp(prefix="workqueue-"))
