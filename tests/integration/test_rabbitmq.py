@@ -68,6 +68,7 @@ def test_random_orders_of_calls(vhost: Vhost) -> None:
     machine("runTest").debug()
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("no_settling")
 def test_room_is_used_at_once(vhost: Vhost) -> None:
     """Who holds less than before, and has settled all of it, is given the next one without a
