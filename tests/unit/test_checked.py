@@ -368,3 +368,58 @@ def test_every_command_can_be_checked(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_fault_is_told_as_one() -> None:
+    """Exit code 70, with what to type next; not as a bug of this package."""
+    from workqueue.cli.main import exit_code, next_command
+
+    error = TransportFault("the transport is at fault: mine.Consumer handed out 3")
+    assert exit_code(error) == 70
+    assert next_command(error, ["work"]) == "workqueue plugins"
+    assert "authors of the transport" in error.hint
+
+
+def test_a_tortured_sender_ends_at_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with exit code 0: the verdict counts it as unruly."""
+    from workqueue.cli.torture import handler, sender
+
+    class Lying(MemoryTransport):
+        def publisher(self) -> MemoryPublisher:
+            return NamesCopies(self.store)
+
+    monkeypatch.setenv(handler.FOLDER, str(tmp_path))
+    monkeypatch.setenv("WORKQUEUE_URL", "memory://")
+    monkeypatch.setattr(sender, "open_transport", lambda _: Lying())
+    monkeypatch.setattr(sender.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["sender", "q", "0", "5", "1", "0"])
+    with pytest.raises(SystemExit) as caught:
+        sender.main()
+    assert "a copy" in str(caught.value.code)
+
+
+def test_torture_and_demo_check_their_workers(tmp_path: Path) -> None:
+    """By the variable that every command heeds."""
+    from workqueue.cli.options import CHECK_TRANSPORT
+    from workqueue.cli.torture.siege import Roles, Siege
+
+    roles = Roles(lambda *_: [], [], [])
+    queue = Broker(MemoryTransport()).queue("q")
+    with Siege(queue=queue, url="memory://", folder=tmp_path, roles=roles, messages=1) as siege:
+        assert siege.own_environment()[CHECK_TRANSPORT]
+
+
+def test_a_worker_that_failed_fails_the_demo(tmp_path: Path) -> None:
+    """Though nothing was lost, since others did its tasks."""
+    from workqueue.cli.demo import Show
+    from workqueue.cli.options import Session
+
+    session = Session(
+        url="memory://", url_file=None, management_url=None, json=True, quiet=True, verbose=False
+    )
+    show = Show(session, Broker(MemoryTransport()), tmp_path, [])
+    failed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(70)"])
+    failed.wait()
+    show.workers = [failed]
+    show.dismiss()
+    assert show.failed == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,6 +72,17 @@ def unkept() -> Iterator[None]:
         assert "settled once" in str(caught.value)
 
 
+def hurried(promise: str) -> dict[str, object]:
+    """The suite's own measures for a broken driver, which often fails by letting its test wait in
+    vain: short, but not so short that a whole one would fail as well."""
+    patience, short = 3.0 if promise in TAKES_TIME | NEEDS_PROCESSES | NEEDS_A_HOST else 0.4, 0.05
+    if promise in WATCHES_THE_CLOCK:
+        patience, short = 1.5, 0.6
+    # The first example that fails is enough; nobody reads the shortest.
+    examples = settings(suite.examples, phases=[Phase.generate])
+    return {"PATIENCE": patience, "SHORT": short, "CONNECTING": 2.0, "examples": examples}
+
+
 def whole(promise: str) -> type[Driver]:
     """A driver that keeps it, and has what it takes to be asked."""
     if promise in NEEDS_PROCESSES:
@@ -90,6 +100,8 @@ def keep(promise: str, driver: type[Driver]) -> None:
 def run(promise: str, driver: type[Driver], parameters: dict[str, Any], stack: ExitStack) -> None:
     """As pytest would, with the suite's own fixtures, closed in its order."""
     transport, url = made(driver, stack)
+    if isinstance(transport, HostedTransport) and promise not in NEEDS_A_HOST:
+        url = None  # its queues are in this process
     one = TransportSuite()
     one.open = lambda url: through(transport, url)  # type: ignore[method-assign]
     given: dict[str, Any] = {"self": one, "transport": transport, "url": url, **parameters}
@@ -174,15 +186,7 @@ def test_a_broken_driver_fails(
     promise: str, driver: type[Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each broken driver fails the test of the promise that it breaks."""
-    # Short, because a broken driver often fails by letting its test wait in vain; but not so short
-    # that a whole one would fail as well.
-    patience, short = 3.0 if promise in TAKES_TIME | NEEDS_PROCESSES | NEEDS_A_HOST else 0.4, 0.05
-    if promise in WATCHES_THE_CLOCK:
-        patience, short = 1.5, 0.6
-    monkeypatch.setattr(suite, "CONNECTING", 2.0)
-    monkeypatch.setattr(suite, "PATIENCE", patience)
-    monkeypatch.setattr(suite, "SHORT", short)
-    # The first example that fails is enough; nobody reads the shortest.
-    monkeypatch.setattr(suite, "settings", partial(settings, phases=[Phase.generate]))
+    for name, value in hurried(promise).items():
+        monkeypatch.setattr(suite, name, value)
     with unkept():
         keep(promise, driver)
