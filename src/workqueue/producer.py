@@ -273,34 +273,39 @@ class Producer:
     def publish(self, load: Load, patience: float) -> None:
         assert self.publisher is not None
         try:
-            answer = self.publisher.publish(  # type: ignore[func-returns-value]  # if it keeps to it
+            # A driver of somebody else's may return anything.
+            answer: object = self.publisher.publish(  # type: ignore[func-returns-value]
                 self.queue.name, list(load.pending.values()), patience
             )
         except NotSent as error:
             if fault := fault_in(error, load.pending):
-                self.distrust(load, fault, error)
+                self.distrust(load, self.fault(fault), error)
             load.note(error)
             if not all(isinstance(cause, LEAVES_PUBLISHER_USABLE) for _, cause in error.failures):
                 self.hang_up()
         except ConnectionLost:
             self.hang_up()
             raise
-        except Exception as error:
-            if isinstance(error, WorkqueueError) and not isinstance(error, TransportFault):
-                raise  # nothing was written
-            told = str(error) if isinstance(error, TransportFault) else repr(error)
-            self.distrust(load, f"raised an error of its own: {told}", error)
+        except TransportFault as error:
+            self.distrust(load, str(error), error)
+        except WorkqueueError:
+            raise  # nothing was written
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything
+            self.distrust(load, self.fault(f"raised an error of its own: {error!r}"), error)
         else:
             if answer is not None:
-                self.distrust(load, f"returned {type(answer).__name__} instead of nothing", None)
+                told = f"returned {type(answer).__name__} instead of nothing"
+                self.distrust(load, self.fault(told), None)
             load.pending.clear()
 
-    def distrust(self, load: Load, fault: str, error: Exception | None) -> NoReturn:
+    def fault(self, told: str) -> str:
+        return f"the transport is at fault: {class_name(self.publisher)} {told}"
+
+    def distrust(self, load: Load, text: str, error: Exception | None) -> NoReturn:
         """The driver's word cannot be relied on: nobody knows what became of what is pending.
 
         Not tried again: the same driver would only make duplicates.
         """
-        text = f"the transport is at fault: {class_name(self.publisher)} {fault}"
         load.doubt(Unconfirmed(text, hint=TransportFault.hint))
         self.hang_up()
         raise Distrusted(text) from error

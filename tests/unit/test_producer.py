@@ -957,7 +957,7 @@ def raises_its_own(
         (gives_no_pairs, "not pairs"),
         (returns_failures, "returned list"),
         (raises_its_own, "KeyError"),
-        (breaks(TransportFault("was found out")), "was found out"),
+        (breaks(TransportFault("tests.unit.doubles.ScriptedPublisher is slow")), "is slow"),
     ],
 )
 def test_what_a_driver_does_not_account_for_is_unconfirmed(step: Step, told: str) -> None:
