@@ -1325,13 +1325,14 @@ class TransportSuite:
         assert bodies(transport.peek(queue, 10)) == [b"1", b"2"]
 
     def test_migrate_sets_all_parameters(self, transport: Transport, another: Another) -> None:
-        """What the new spec does not ask for is not set any more."""
+        """What the new spec asks for is set, and what it does not ask for is not set any more."""
         other = another("migrated")
         transport.declare(self.spec(other, max_length=5, ttl=60.0))
-        transport.migrate(self.spec(other, max_length=9), lambda _: None)
-        with pytest.raises(QueueMismatch) as caught:
-            transport.declare(self.spec(other, max_length=8, ttl=60.0))
-        assert caught.value.differences == {"max length": (8, 9), "ttl": (60.0, None)}
+        for ttl in (30.0, None):
+            transport.migrate(self.spec(other, max_length=9, ttl=ttl), lambda _: None)
+            with pytest.raises(QueueMismatch) as caught:
+                transport.declare(self.spec(other, max_length=8, ttl=60.0))
+            assert caught.value.differences == {"max length": (8, 9), "ttl": (60.0, ttl)}
 
     def test_purge_leaves_what_waits_for_its_time(
         self, transport: Transport, publisher: Publisher, consumer: Consumer, queue: str

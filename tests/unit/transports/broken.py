@@ -763,6 +763,15 @@ class TellsEverybody(MemoryConsumer):
         return taken
 
 
+@breaks("test_each_message_goes_to_one_consumer")
+class SendsTwice(MemoryPublisher):
+    """Writes its batch, and writes it again because it has forgotten that."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, messages, timeout)
+        super().publish(queue, messages, timeout)
+
+
 @breaks("test_receive_gives_up")
 class NeverWaits(MemoryConsumer):
     """Returns at once when there is nothing: a worker would spin."""
@@ -888,6 +897,14 @@ class TakesPages(MemoryConsumer):
 
     def take(self, limit: int) -> list[Delivery]:
         return super().take(20 if limit and len(self.shelf.ready) > 20 else limit)
+
+
+@breaks("test_limit_is_kept_with_a_backlog")
+class TakesThreeTimesTheLimit(MemoryConsumer):
+    """Fetches some more while it is at it, and hands out all of it."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        return super().take(3 * limit)
 
 
 @breaks("test_prefetch_is_kept_with_a_backlog")
@@ -1797,6 +1814,14 @@ class MigratesInPart(MemoryTransport):
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
         ttl = spec.ttl or self.store.shelf(spec.name).spec.ttl
         return super().migrate(dataclasses.replace(spec, ttl=ttl), say, force=force)
+
+
+@breaks("test_migrate_sets_all_parameters")
+class MigratesWithoutTheTtl(MemoryTransport):
+    """Knows of one parameter."""
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        return super().migrate(dataclasses.replace(spec, ttl=None), say, force=force)
 
 
 @breaks("test_purge_leaves_what_waits_for_its_time")
