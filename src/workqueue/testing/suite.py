@@ -510,11 +510,11 @@ class TransportSuite:
         detour.proxy.accept_only()
         began = time.monotonic()
         with pytest.raises(ConnectionLost):
-            detour.transport.publisher().publish("any", [message(b"x")], CONNECTING)
+            send(detour.transport, "any", b"x", timeout=CONNECTING)
         assert time.monotonic() - began < CONNECTING + LEEWAY
         detour.proxy.refuse()
         with pytest.raises(ConnectionLost):
-            detour.transport.publisher().publish("any", [message(b"x")], CONNECTING)
+            send(detour.transport, "any", b"x", timeout=CONNECTING)
 
     # -- receive -------------------------------------------------------------------------------
 
@@ -1463,9 +1463,10 @@ def message(body: bytes, **properties: Any) -> Message:
     return Message(body=body, id=new_id(), **properties)
 
 
-def send(transport: Transport, queue: str, *sent: bytes) -> None:
+def send(transport: Transport, queue: str, *sent: bytes, timeout: float | None = None) -> None:
     with closing(transport.publisher()) as publisher:
-        publisher.publish(queue, [message(body) for body in sent], PATIENCE)
+        patience = PATIENCE if timeout is None else timeout
+        publisher.publish(queue, [message(body) for body in sent], patience)
 
 
 def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:

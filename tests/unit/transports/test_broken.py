@@ -110,8 +110,9 @@ def run(promise: str, driver: type[Driver], parameters: dict[str, Any], stack: E
         if name not in given:
             function = inspect.unwrap(getattr(TransportSuite, name)._get_wrapped_function())
             needs = inspect.signature(function).parameters
-            made = contextmanager(function)(**{need: fixture(need) for need in needs})
-            given[name] = stack.enter_context(made)
+            generator = function(**{need: fixture(need) for need in needs})
+            given[name] = next(generator)
+            stack.callback(next, generator, None)  # whether the test fails or not
         return given[name]
 
     test = getattr(TransportSuite, promise)
