@@ -27,10 +27,12 @@ from workqueue.errors import (
     ConsumerLost,
     DeliveriesLost,
     QueueNotFound,
+    RunnerFailed,
     StorageDamaged,
     StorageError,
     Unsupported,
 )
+from workqueue.logs import log
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
@@ -50,8 +52,6 @@ from workqueue.transport import (
     Retry,
     TakesBack,
 )
-
-log = logging.getLogger("workqueue.worker")
 
 MOST_DEATHS = 20
 """Times a message may take a whole worker with it before it is set aside."""
@@ -257,6 +257,7 @@ class Shift:
         # Each look at a dead letter counts as a death on some brokers.
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
+        self.failure: RunnerFailed | None = None
         self.draining_since: float | None = None
         self.alarm = threading.Condition()  # a signal may ring it while we have its lock
 
@@ -317,6 +318,8 @@ class Shift:
                         self.consumer = self.connect()
                 except ConsumerLost as error:
                     self.lose_all(error)
+            if self.failure:
+                raise self.failure
             return self.tally
         finally:
             self.leave()
@@ -540,7 +543,7 @@ class Shift:
 
     def settle(self, consumer: Consumer) -> None:
         """Whatever has ended since the last turn, in one batch."""
-        endings = self.runner.endings()
+        endings = self.endings()
         if not endings:
             return
         outcomes: list[Outcome] = []
@@ -562,12 +565,24 @@ class Shift:
         if (outcomes or handed_back) and self.worker.ack == "late":
             consumer.settle([*outcomes, *handed_back])
 
+    def endings(self) -> list[Ending]:
+        """What the runner has to say. If a part of it has died, the worker takes no more, lets the
+        other tasks finish, and ends."""
+        try:
+            return self.runner.endings()
+        except RunnerFailed as failure:
+            if self.failure is None:
+                self.failure = failure
+                log.error("%s: the worker ends", failure)
+                self.stop()
+            return []
+
     def outcome(self, ending: Ending, seconds: float) -> Outcome:
         """What becomes of it, counted, and told to whoever wants to know."""
         if ending.verdict is Verdict.DONE:
             outcome = self.record(Ack(ending.delivery))
         else:
-            outcome = self.record(judge(ending, self.policy(ending.delivery)))
+            outcome = self.record(self.judged(ending))
         if ending.seconds is not None:
             seconds = ending.seconds
         if self.pace is not None:
@@ -594,6 +609,14 @@ class Shift:
         self.lost.discard(ending.delivery)
         if ending.verdict is not Verdict.UNTOUCHED:
             log.warning("task %s may be done twice: it was lost", name(ending.delivery))
+
+    def judged(self, ending: Ending) -> Outcome:
+        """By the policy of the task; by the usual one if a strategy of the user's own raises."""
+        try:
+            return judge(ending, self.policy(ending.delivery))
+        except Exception:
+            log.exception("a retry policy failed: the usual one is followed")
+            return judge(ending, RetryPolicy())
 
     def policy(self, delivery: Delivery) -> RetryPolicy:
         usual = self.worker.retry or self.runner.retry or self.queue.retry
@@ -659,7 +682,7 @@ class Shift:
         for middleware in self.worker.middleware:
             try:
                 getattr(middleware, what)(*news)
-            except Exception:
+            except BaseException:  # noqa: BLE001 - a sys.exit of theirs would undo what was done
                 log.exception("middleware %s failed", type(middleware).__name__)
 
     # -- connections
@@ -792,7 +815,7 @@ class Shift:
 
     def forget_ended(self) -> None:
         """While there is no connection, lost tasks go on ending."""
-        for ending in self.runner.endings():
+        for ending in self.endings():
             self.running.pop(ending.delivery, None)
             self.lost.discard(ending.delivery)
 
@@ -810,7 +833,7 @@ def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
         case Verdict.REJECTED:
             return Reject(delivery, reason, ending.error)
         case Verdict.LATER:
-            delay = min(max(ending.delay, SOONEST_LATER), LONGEST_DELAY)
+            delay = min(max(SOONEST_LATER, ending.delay), LONGEST_DELAY)  # the soonest for NaN
             return Retry(delivery, reason, delay, failed=False)
         case Verdict.AGAIN:
             return Retry(delivery, reason, policy.pause(delivery.attempt, age))

@@ -21,6 +21,7 @@ from workqueue.errors import (
     QueueFull,
     QueueMismatch,
     QueueNotFound,
+    RunnerFailed,
     StorageError,
     UnknownScheme,
     WorkqueueError,
@@ -34,6 +35,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (AccessRefused, 77),
     (ConfigError, 78),
     (StorageError, 78),
+    (RunnerFailed, 70),
     (WorkqueueError, 1),
 ]
 """First match counts. The rest: 0 done, 2 usage, 3 partly done, 70 a bug of ours, 130 and 143 told
@@ -188,6 +190,8 @@ def next_command(error: WorkqueueError, arguments: list[str]) -> str:
             return "workqueue plugins"
         case HandlerNotFound():
             return "workqueue work --help"
+        case RunnerFailed():
+            return "workqueue work -v …"
         case AccessRefused():
             return "export WORKQUEUE_URL=amqp://user:password@host/vhost"
         case StorageError(hint=hint) if hint.startswith("mkdir "):

@@ -11,21 +11,26 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from workqueue.codec import decode
-from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater
+from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater, seconds_of
+from workqueue.logs import log
 from workqueue.message import Delivery, Job, Lost
 from workqueue.middleware import Middleware, around_handler
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.task import Task, handle_by_type, job_here
+
+if TYPE_CHECKING:
+    import asyncio
+    from asyncio import AbstractEventLoop
 
 Function = Callable[[Job[Any]], object]
 """What is called for each job. If it is a coroutine function, what it returns is run."""
@@ -34,6 +39,10 @@ Handler = Function | Task[..., Any] | Queue
 """What a user names: a function of a job, a task, or a queue for all its tasks."""
 
 LONGEST_REASON = 300
+"""Characters of a reason."""
+
+LONGEST_ERROR = 8_000
+"""Characters of a traceback: as many as a dead letter keeps."""
 
 OWN_FILES = frozenset(
     {Path(__file__), *(Path(__file__).parents[1] / name for name in ("middleware.py", "task.py"))}
@@ -44,55 +53,128 @@ loops = threading.local()
 """An event loop for each thread that has run a coroutine."""
 
 
+class Interrupted(SystemExit):
+    """The worker asks a child process to stop: handlers may clean up in `finally`."""
+
+
 def handle(
     handler: Function, delivery: Delivery, lost: Lost, middleware: Sequence[Middleware] = ()
 ) -> Ending:
-    """Decode, call, and say how it ended. Raises nothing but what stops a process."""
-    try:
-        job = make_job(delivery, lost)
-    except BadPayload as error:
-        return Ending(delivery, Verdict.REJECTED, one_line(str(error)))
-    here = job_here.set(job)
+    """Decode, call, and say how it ended. Never raises: the thread of a slot depends on it.
+
+    The handler runs in a copy of the context, so that no task changes the variables of the next.
+    """
     began = time.monotonic()
     try:
-        if middleware:
-            around_handler(middleware, lambda job: finished(handler(job)))(job)
-        else:
-            finished(handler(job))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is the task's
+        job = make_job(delivery, lost)
+    except BaseException as error:  # noqa: BLE001 - a body may be wrong in any way
+        return unreadable(delivery, error)
+    try:
+        contextvars.copy_context().run(call, handler, job, middleware)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's
         return replace(ending_of(delivery, error), seconds=time.monotonic() - began)
-    finally:
-        job_here.reset(here)
     return Ending(delivery, Verdict.DONE, seconds=time.monotonic() - began)
 
 
+def call(handler: Function, job: Job[Any], middleware: Sequence[Middleware]) -> None:
+    """Run the handler inside of its middleware."""
+    job_here.set(job)
+    if middleware:
+        around_handler(middleware, lambda job: finished(handler(job)))(job)
+    else:
+        finished(handler(job))
+
+
+def unreadable(delivery: Delivery, error: BaseException) -> Ending:
+    """How a delivery ends whose body cannot be decoded: no other attempt would read it."""
+    if isinstance(error, BadPayload):
+        return Ending(delivery, Verdict.REJECTED, one_line(str(error)))
+    return ending_of(delivery, error)
+
+
 def ending_of(delivery: Delivery, error: BaseException) -> Ending:
-    """What a handler says by raising `error`."""
-    match error:
-        case RetryLater(delay=delay):
-            return Ending(delivery, Verdict.LATER, one_line(str(error)), delay=delay)
-        case Reject(reason=reason):
-            return Ending(delivery, Verdict.REJECTED, one_line(reason))
-    reason = one_line(f"{type(error).__name__}: {error}")
-    return Ending(delivery, Verdict.FAILED, reason, traceback_of(error))
+    """What a handler says by raising `error`: an exception may be broken in any way."""
+    kind = type(error)  # not isinstance, which asks the exception itself for its class
+    if issubclass(kind, Reject):
+        return Ending(delivery, Verdict.REJECTED, one_line(reason_of(error)))
+    if issubclass(kind, RetryLater):
+        delay = delay_of(error)
+        if delay is not None:
+            return Ending(delivery, Verdict.LATER, one_line(text_of(error)), delay=delay)
+    return Ending(delivery, Verdict.FAILED, described(error), traceback_of(error))
+
+
+def delay_of(error: BaseException) -> float | None:
+    """The delay of a RetryLater. None if it is no number: a subclass need not check it."""
+    try:
+        return seconds_of(getattr(error, "delay", None))
+    except BaseException:  # noqa: BLE001 - even reading it may run code of the handler
+        return None
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a Reject, which may be no string."""
+    try:
+        return str(getattr(error, "reason"))  # noqa: B009 - a subclass need not have it
+    except BaseException:  # noqa: BLE001
+        return text_of(error)
 
 
 def finished(result: object) -> object:
-    """`result`, or what the coroutine gives that it is."""
-    if result is None or not inspect.iscoroutine(result):
-        return result
-    if not hasattr(loops, "runner"):
-        import asyncio
+    """`result`, or what it results in, if it can be awaited. Raises TypeError for a generator,
+    of which nothing has run."""
+    if result is None:
+        return None
+    if inspect.isawaitable(result):
+        return awaited(result)
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(NOTHING_RAN)
+    return result
 
+
+NOTHING_RAN = "the handler has a yield: it returned a generator, and nothing of it has run"
+
+
+def awaited(result: Awaitable[object]) -> object:
+    """Run it on this thread's event loop, which is kept for the next coroutine."""
+    import asyncio
+
+    if not hasattr(loops, "runner"):
         loops.runner = asyncio.Runner()
-    return loops.runner.run(result, context=contextvars.copy_context())
+    loop = loops.runner.get_loop()
+    task = loop.create_task(result_of(result), context=contextvars.copy_context())
+    try:
+        return run_to_end(loop, task)
+    finally:
+        if not task.done():  # or what is left of it would go on beside the next one
+            close_loop()
+
+
+async def result_of(result: Awaitable[object]) -> object:
+    return await result
+
+
+def run_to_end(loop: AbstractEventLoop, task: asyncio.Task[object]) -> object:
+    """Run the loop until `task` is done. asyncio ends the loop for a SystemExit or a
+    KeyboardInterrupt of any task: one that an earlier handler left running is not this one's."""
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if task.done() or isinstance(error, Interrupted):
+                raise
+            log.error("a background task of an earlier handler raised %s", described(error))
 
 
 def close_loop() -> None:
-    """This thread runs no more coroutines."""
-    if hasattr(loops, "runner"):
-        loops.runner.close()
-        del loops.runner
+    """This thread runs no more coroutines, or the next one on another loop. Never raises."""
+    runner = vars(loops).pop("runner", None)
+    if runner is None:
+        return
+    try:
+        runner.close()
+    except BaseException as error:  # noqa: BLE001 - the tasks on it were cancelled, and may object
+        log.error("closing an event loop failed: %s", described(error))
 
 
 def make_job(delivery: Delivery, lost: Lost) -> Job[Any]:
@@ -120,16 +202,72 @@ def make_job(delivery: Delivery, lost: Lost) -> Job[Any]:
 
 def one_line(text: str) -> str:
     """The first line of `text` that says something, not too long."""
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    lines = plain(text, 10 * LONGEST_REASON).splitlines()
+    first = next((line.strip() for line in lines if line.strip()), "no reason given")
     return first if len(first) <= LONGEST_REASON else first[: LONGEST_REASON - 1] + "…"
+
+
+def plain(text: str, longest: int) -> str:
+    """At most `longest` characters of `text` that can be encoded, and are a real string."""
+    cut = str.__getitem__(text, slice(longest))
+    return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def described(error: BaseException) -> str:
+    """Type and text of an exception in one line."""
+    text = text_of(error)
+    return one_line(f"{kind_of(error)}: {text}" if text.strip() else kind_of(error))
+
+
+def kind_of(error: BaseException) -> str:
+    try:
+        return plain(f"{type(error).__name__}", LONGEST_REASON)
+    except BaseException:  # noqa: BLE001 - a metaclass may say anything
+        return "an exception"
+
+
+def text_of(error: BaseException) -> str:
+    """`str(error)`, or where that raises, the arguments from which it would have been made."""
+    try:
+        return plain(str(error), 10 * LONGEST_REASON)
+    except BaseException as broken:  # noqa: BLE001 - SDKs raise errors that cannot be shown
+        return f"{arguments_of(error)} (its __str__ raised {kind_of(broken)})".strip()
+
+
+def arguments_of(error: BaseException) -> str:
+    try:
+        return plain(", ".join(map(shown, error.args)), LONGEST_REASON)
+    except BaseException:  # noqa: BLE001
+        return ""
+
+
+def shown(value: object) -> str:
+    try:
+        return repr(value)
+    except BaseException:  # noqa: BLE001
+        return f"<{type(value).__name__}>"
 
 
 def traceback_of(error: BaseException) -> str:
     """From the handler on down: how it was called is our business, and asyncio's."""
-    trace = error.__traceback__
-    while trace is not None and is_machinery(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))
+    trace: TracebackType | None = None
+    try:
+        trace = error.__traceback__
+        while trace is not None and is_machinery(trace.tb_frame.f_code.co_filename):
+            trace = trace.tb_next
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException:  # noqa: BLE001 - notes, causes and contexts may be anything
+        text = "".join(traceback.format_tb(trace)) + described(error)
+    return without_middle(text)
+
+
+def without_middle(text: str) -> str:
+    """At most LONGEST_ERROR characters of `text`: where it begins, and how it ends."""
+    if len(text) <= LONGEST_ERROR:
+        return plain(text, LONGEST_ERROR)
+    half = LONGEST_ERROR // 2 - 50
+    left_out = len(text) - 2 * half
+    return plain(f"{text[:half]}\n… {left_out} characters …\n{text[-half:]}", LONGEST_ERROR)
 
 
 def is_machinery(file: str) -> bool:

@@ -77,8 +77,12 @@ class Runner(Protocol):
         ...
 
     def endings(self) -> list[Ending]:
-        """What has ended since the last call. Raises HandlerNotFound if nothing can run any more,
-        because the handler that was there at first can no longer be imported."""
+        """What has ended since the last call.
+
+        If nothing has, raises HandlerNotFound if nothing can run any more, because the handler
+        that was there at first can no longer be imported, and RunnerFailed if a thread has died
+        on which tasks depend. What it ran has ended as STOPPED before; other tasks may go on.
+        """
         ...
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
