@@ -20,6 +20,8 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from workqueue.errors import (
     AccessRefused,
     ConfigError,
@@ -89,6 +91,14 @@ LOOK_EVERY = 0.02
 
 MOST_AT_ONCE = 1_000
 """Deliveries taken in one turn where their number is unlimited."""
+
+SIGNAL_NOTICE = 1.0
+"""Seconds after which a failure is judged that a stop signal may have caused. Whoever signals all
+processes of a service (systemd does, by default) signals the worker too, but not always first."""
+
+ECHO = 0.1
+"""Seconds in which a signal that comes twice counts once: timeout(1) signals its command and then
+the group of its command, and wrappers pass on what the terminal has sent to all."""
 
 
 NOTHING_ASKED = TaskOptions()
@@ -167,6 +177,8 @@ class Worker:
         self.grace = grace
         self.ack = ack
         self.shift: Shift | None = None
+        self.lock = threading.Lock()
+        self.stops = 0
 
     def run(
         self,
@@ -184,14 +196,25 @@ class Worker:
 
         `ready` is called once, when the handler can be used, before the queue is connected to.
         """
-        self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
-        with self.shift.heeding_signals():
-            return self.shift.work(ready)
+        shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
+        with self.lock:
+            shift.stops, self.stops = self.stops, 0
+            self.shift = shift
+        with shift.heeding_signals():
+            return shift.work(ready)
 
     def stop(self, *, now: bool = False) -> None:
-        """Begin to drain; with `now`, stop what runs and hand it back. From any thread."""
-        if self.shift is not None:
-            self.shift.stop(now=now)
+        """Begin to drain; with `now`, stop what runs and hand it back. From any thread.
+
+        Before the first `run` it is remembered: that one takes nothing and returns. After a run
+        has ended it does nothing.
+        """
+        with self.lock:
+            shift = self.shift
+            if shift is None:
+                self.stops = max(self.stops, 2 if now else 1)
+        if shift is not None:
+            shift.stop(now=now)
 
 
 def own_tasks(queue: Queue) -> Queue:
@@ -258,6 +281,7 @@ class Shift:
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
         self.failure: RunnerFailed | None = None
+        self.doubtful: list[tuple[float, Ending]] = []
         self.draining_since: float | None = None
         self.alarm = threading.Condition()  # a signal may ring it while we have its lock
 
@@ -277,25 +301,37 @@ class Shift:
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """The first SIGTERM or Ctrl-C drains, the second stops now. Main thread only."""
+        """The first SIGTERM or Ctrl-C drains, the second stops now. SIGHUP, of a terminal that was
+        closed, drains as well, unless the application ignores or handles it. Main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        last: dict[int, float] = {}
 
         def heed(number: int, _frame: FrameType | None) -> None:
-            again = bool(self.stops)
-            if again:
-                self.tally.forced = number
-            self.stop(now=again)  # first, so that whoever reads the line is right about the next
-            if self.running and not again:
-                log.info("finishing %d tasks; once more to stop now", len(self.running))
+            now = time.monotonic()
+            echo = number == signal.SIGHUP or now - last.get(number, -ECHO) < ECHO
+            last[number] = now
+            self.heed(number, again=bool(self.stops) and not echo)
 
-        before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, heed) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def heed(self, number: int, *, again: bool) -> None:
+        """A stop signal has come, for the first time or `again`."""
+        first = not self.stops
+        if again:
+            self.tally.forced = number
+        self.stop(now=again)  # first, so that whoever reads the line is right about the next
+        if self.running and first:
+            log.info("finishing %d tasks; once more to stop now", len(self.running))
 
     # -- the whole shift
 
@@ -389,6 +425,8 @@ class Shift:
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
 
     def patience(self) -> float:
+        if self.doubtful:
+            return LOOK_EVERY
         if self.suspect_may_begin() or (self.enough() and self.draining_since is None):
             return 0.0
         if self.until_empty and not self.running:
@@ -569,13 +607,30 @@ class Shift:
         """What the runner has to say. If a part of it has died, the worker takes no more, lets the
         other tasks finish, and ends."""
         try:
-            return self.runner.endings()
+            ended = self.runner.endings()
         except RunnerFailed as failure:
+            ended = []
             if self.failure is None:
                 self.failure = failure
                 log.error("%s: the worker ends", failure)
                 self.stop()
-            return []
+        if not self.doubtful and not any(ending.signalled for ending in ended):
+            return ended
+        return self.without_doubt(ended)
+
+    def without_doubt(self, ended: list[Ending]) -> list[Ending]:
+        """Those that can be judged. A task that failed because all processes of the service were
+        signalled is handed back; whether they were is known when the worker is signalled too."""
+        now = time.monotonic()
+        self.doubtful += [(now + SIGNAL_NOTICE, ending) for ending in ended if ending.signalled]
+        known = [ending for ending in ended if not ending.signalled]
+        if self.stops:
+            known += [replace(ending, verdict=Verdict.STOPPED) for _, ending in self.doubtful]
+            self.doubtful.clear()
+        else:
+            known += [ending for at, ending in self.doubtful if at <= now]
+            self.doubtful = [(at, ending) for at, ending in self.doubtful if at > now]
+        return known
 
     def outcome(self, ending: Ending, seconds: float) -> Outcome:
         """What becomes of it, counted, and told to whoever wants to know."""
@@ -671,13 +726,14 @@ class Shift:
 
     def leave(self) -> None:
         consumer, self.consumer = self.consumer, None
-        if consumer is not None:
-            consumer.close()
-        self.runner.close()
-        for middleware in self.worker.middleware:
-            middleware.stopped()
+        try:
+            if consumer is not None:
+                consumer.close()
+        finally:
+            self.runner.close()
+            self.tell("stopped")
 
-    def tell(self, what: Literal["begun", "settled", "lost"], *news: Any) -> None:
+    def tell(self, what: Literal["begun", "settled", "lost", "stopped"], *news: Any) -> None:
         """Plugins are told, and do no harm."""
         for middleware in self.worker.middleware:
             try:

@@ -25,7 +25,7 @@ from workqueue.message import Delivery, Job, Lost
 from workqueue.middleware import Middleware, around_handler
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions
-from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.runner import STOP_STATUSES, Ending, Verdict
 from workqueue.task import Task, handle_by_type, job_here
 
 if TYPE_CHECKING:
@@ -101,7 +101,17 @@ def ending_of(delivery: Delivery, error: BaseException) -> Ending:
         delay = delay_of(error)
         if delay is not None:
             return Ending(delivery, Verdict.LATER, one_line(text_of(error)), delay=delay)
-    return Ending(delivery, Verdict.FAILED, described(error), traceback_of(error))
+    signalled = is_signalled(error)
+    told = described(error), traceback_of(error)
+    return Ending(delivery, Verdict.FAILED, *told, signalled=signalled)
+
+
+def is_signalled(error: BaseException) -> bool:
+    """Whether a program that the handler started has died of a stop signal."""
+    subprocess = sys.modules.get("subprocess")
+    if subprocess is None or not issubclass(type(error), subprocess.CalledProcessError):
+        return False
+    return getattr(error, "returncode", None) in STOP_STATUSES
 
 
 def delay_of(error: BaseException) -> float | None:

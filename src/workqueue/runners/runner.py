@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
@@ -10,6 +11,15 @@ from msgspec import Struct
 
 from workqueue.message import Delivery
 from workqueue.retry import RetryPolicy, TaskOptions
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What asks a process to end: from a supervisor, a terminal, and one that is closed."""
+
+STOP_STATUSES = frozenset(
+    status for number in STOP_SIGNALS for status in (-int(number), 128 + int(number))
+)
+"""Exit statuses of what has died of one, also as shells and programs that clean up report it."""
 
 
 class Verdict(Enum):
@@ -31,6 +41,9 @@ class Ending(Struct, frozen=True):
     asked for another time, `delay` seconds from now. STOPPED means that it was cut short by us:
     not the task's fault, and not an attempt. UNTOUCHED was never begun. `seconds` is how long the
     handler had it, where the runner knows.
+
+    `signalled` says of a failure that a stop signal may be its cause, which the runner did not
+    send: supervisors signal all processes of a service at once.
     """
 
     delivery: Delivery
@@ -39,6 +52,7 @@ class Ending(Struct, frozen=True):
     error: str = ""
     delay: float = 0.0
     seconds: float | None = None
+    signalled: bool = False
 
 
 def timed_out(delivery: Delivery, timeout: float, error: str = "") -> Ending:
