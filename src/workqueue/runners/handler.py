@@ -152,26 +152,37 @@ def awaited(result: Awaitable[object]) -> object:
     if not hasattr(loops, "runner"):
         loops.runner = asyncio.Runner()
     loop = loops.runner.get_loop()
-    task = loop.create_task(result_of(result), context=contextvars.copy_context())
+    task = loop.create_task(value_or_error(result), context=contextvars.copy_context())
     try:
-        return run_to_end(loop, task)
+        value, error = run_to_end(loop, task)
     finally:
         if not task.done():  # or what is left of it would go on beside the next one
             close_loop()
+    if error is not None:
+        raise error
+    return value
 
 
-async def result_of(result: Awaitable[object]) -> object:
-    return await result
+ValueOrError = tuple[object, BaseException | None]
 
 
-def run_to_end(loop: AbstractEventLoop, task: asyncio.Task[object]) -> object:
-    """Run the loop until `task` is done. asyncio ends the loop for a SystemExit or a
-    KeyboardInterrupt of any task: one that an earlier handler left running is not this one's."""
+async def value_or_error(result: Awaitable[object]) -> ValueOrError:
+    """What it results in, or what it raises: that is for us to judge. A SystemExit would end the
+    loop, and asyncio does not survive every exception that its task may have."""
+    try:
+        return await result, None
+    except BaseException as error:  # noqa: BLE001
+        return None, error
+
+
+def run_to_end(loop: AbstractEventLoop, task: asyncio.Task[ValueOrError]) -> ValueOrError:
+    """Run the loop until `task` is done, also if a task that an earlier handler has left on it ends
+    the loop by a SystemExit or a KeyboardInterrupt."""
     while True:
         try:
             return loop.run_until_complete(task)
         except (SystemExit, KeyboardInterrupt) as error:
-            if task.done() or isinstance(error, Interrupted):
+            if isinstance(error, Interrupted):
                 raise
             log.error("a background task of an earlier handler raised %s", described(error))
 
