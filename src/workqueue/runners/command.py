@@ -34,7 +34,7 @@ from workqueue.errors import HandlerNotFound, RunnerFailed
 from workqueue.logs import log
 from workqueue.message import Delivery
 from workqueue.retry import TaskOptions
-from workqueue.runners.guard import Guard, inherited, starting
+from workqueue.runners.guard import Guard, inherited, open_pidfd, starting
 from workqueue.runners.handler import described, one_line
 from workqueue.runners.process import CLEANUP_TIME, how_it_died
 from workqueue.runners.runner import STOP_STATUSES, Ending, Verdict, timed_out
@@ -361,13 +361,3 @@ def write_body(process: subprocess.Popen[bytes], body: bytes) -> None:
             rest = rest[process.stdin.write(rest) or 0 :]
     with suppress(OSError):
         process.stdin.close()
-
-
-def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where there are none."""
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -141,5 +142,16 @@ def fill_standard_descriptors() -> None:
 
 def inherited(number: int) -> int | None:
     """What a child gets as standard output or error: ours, unless that is something else under
-    its number, such as a file of the application."""
-    return None if os.get_inheritable(number) else subprocess.DEVNULL
+    its number, such as a file of the application, or the null device that SQLite opens to read."""
+    writable = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    return None if writable and os.get_inheritable(number) else subprocess.DEVNULL
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where there are none."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

@@ -47,7 +47,7 @@ from workqueue.runners.child import (
     head,
     token,
 )
-from workqueue.runners.guard import Guard, inherited, signals_held, starting
+from workqueue.runners.guard import Guard, inherited, open_pidfd, signals_held, starting
 from workqueue.runners.handler import Handler, described, name_of
 from workqueue.runners.runner import STOP_STATUSES, Ending, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
@@ -83,6 +83,7 @@ class Slot(msgspec.Struct, eq=False):
     control: socket.socket
     tokens: tuple[int, int]
     page: Page
+    end: int | None = None
     ready: bool = False
     given: deque[tuple[int, Delivery]] = msgspec.field(default_factory=deque)
     number: int = 0
@@ -458,10 +459,26 @@ class ProcessRunner:
             self.selector.modify(slot.jobs, events, slot)
 
     def attend(self, slot: Slot, events: int) -> None:
+        if slot.end is not None:
+            self.bury(slot)
+            return
         if events & selectors.EVENT_WRITE:
             self.flush(slot)
         if events & selectors.EVENT_READ and not self.listen(slot):
+            self.await_end(slot)
+
+    def await_end(self, slot: Slot) -> None:
+        """Its socket has ended, and as a rule the child with it. But a handler that has closed all
+        descriptors may still be at work, and how it ends will be on the page."""
+        slot.end = open_pidfd(slot.process.pid)
+        if slot.end is None:
             self.bury(slot)
+            return
+        slot.stale, slot.writing = True, False
+        slot.outbox.clear()
+        self.selector.unregister(slot.jobs)
+        self.selector.register(slot.end, selectors.EVENT_READ, slot)
+        self.take_back(slot)
 
     def listen(self, slot: Slot) -> bool:
         """Hear all that it has said; False at the end of its socket."""
@@ -530,7 +547,7 @@ class ProcessRunner:
         What it was given and had not begun goes to others.
         """
         self.put_back(slot, self.untouched(slot))
-        self.selector.unregister(slot.jobs)
+        self.selector.unregister(slot.jobs if slot.end is None else slot.end)
         self.slots.remove(slot)
         self.alarms = [alarm for alarm in self.alarms if alarm.slot is not slot]
         status = self.finish_off(slot)
@@ -568,6 +585,8 @@ class ProcessRunner:
         status = slot.process.wait()
         slot.jobs.close()
         slot.control.close()
+        if slot.end is not None:
+            os.close(slot.end)
         os.close(slot.tokens[0])
         os.close(slot.tokens[1])
         self.guard.release(slot.process.pid)
