@@ -135,9 +135,25 @@ class Child:
             for descriptor in descriptors:
                 with suppress(OSError):
                     os.close(descriptor)
-            self.let_go_of_signals()
 
         os.register_at_fork(after_in_child=forked)
+
+    def keep_signals_to_itself(self) -> None:
+        """A process that a handler forks dies of a signal as it would in any Python program, also
+        of one that comes before it has let go of ours."""
+        masks = threading.local()
+
+        def before() -> None:
+            masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+        def after() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+        def forked() -> None:
+            self.let_go_of_signals()
+            after()
+
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=forked)
 
     def heed_signals(self) -> None:
         """A function for each stop signal, which programs that a handler starts do not inherit, as
@@ -376,6 +392,7 @@ def main() -> None:
     os.close(shared)  # the page stays
     child.keep_to_itself()
     child.heed_signals()
+    child.keep_signals_to_itself()
     try:
         child.serve()
         child.flush()

@@ -84,7 +84,10 @@ class Guard:
                 log.error("no watchdog could be started: %s", error.strerror)
                 continue
             with self.lock:
-                self.process = process
+                before, self.process = self.process, process
+                assert before.stdin is not None
+                with suppress(OSError):  # what could not be written to it
+                    before.stdin.close()
                 self.tell("".join(f"+{pid}\n" for pid in self.children))
 
     def close(self) -> None:
