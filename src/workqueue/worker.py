@@ -71,6 +71,10 @@ SOONEST_LATER = 0.1
 IDLE_BEFORE_EMPTY = 1.0
 """Seconds without an arrival after which a queue counts as empty: brokers' counts lag and lie."""
 
+LATER_PATIENCE = 120.0
+"""Seconds that a worker that runs until its queue is empty goes on, or waits, for tasks that their
+handlers put off again and again, while no other task has ended."""
+
 STOPPING_TIME = 3.0
 """Seconds for the runner to stop what it can, once all must stop now."""
 
@@ -189,6 +193,8 @@ class Worker:
     ) -> Tally:
         """Work until `stop` is called, SIGTERM or Ctrl-C comes (if this is the main thread),
         `max_messages` were run, or, with `until_empty`, the queue has been empty for a second.
+        That waits for retries, and for what handlers put off with RetryLater if it comes back
+        within two minutes of the last task that ended otherwise; a later one is left, and said.
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
@@ -271,7 +277,10 @@ class Shift:
         self.taken = 0
         self.last_arrival = time.monotonic()
         self.put_off = 0.0
+        self.put_off_later = 0.0
         self.next_retry = 0.0
+        self.next_later = 0.0
+        self.put_off_at = self.progressed_at = time.monotonic()
         self.opened_at = 0.0
         self.short_lived = 0
         self.warned_of: float | None = None
@@ -397,7 +406,9 @@ class Shift:
         self.expect_retries(consumer)
         if received or consumer.unsettled:
             self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
-        if not received and not self.stops and (self.empty() or self.enough()):
+        if self.stops:
+            return
+        if self.only_put_off() or (not received and (self.empty() or self.enough())):
             self.stop()
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
@@ -482,9 +493,12 @@ class Shift:
 
     def expect_retries(self, consumer: Consumer) -> None:
         """From when the broker has what was put off, its delay counts, and a hundredth more."""
-        if self.put_off and not consumer.unsettled:
-            self.next_retry = max(self.next_retry, time.monotonic() + self.put_off * 1.01)
-            self.put_off = 0.0
+        if consumer.unsettled or not (self.put_off or self.put_off_later):
+            return
+        now = time.monotonic()
+        self.next_retry = max(self.next_retry, now + self.put_off * 1.01)
+        self.next_later = max(self.next_later, now + self.put_off_later * 1.01)
+        self.put_off = self.put_off_later = 0.0
 
     def empty(self) -> bool:
         """Nothing arrived for a while, nothing of ours can still come back, and the broker does
@@ -492,9 +506,13 @@ class Shift:
         idle = time.monotonic() - self.last_arrival
         if not self.until_empty or idle < IDLE_BEFORE_EMPTY or not self.nothing_left():
             return False
-        if time.monotonic() < self.next_retry + IDLE_BEFORE_EMPTY:
+        now = time.monotonic()
+        if now < self.next_retry + IDLE_BEFORE_EMPTY:
             return False
-        self.last_arrival = time.monotonic()
+        waits = now < self.next_later + IDLE_BEFORE_EMPTY
+        if waits and worth_waiting(self.next_later, self.progressed_at):
+            return False
+        self.last_arrival = now
         try:
             stats = self.queue.stats()
         except StorageDamaged:
@@ -502,7 +520,32 @@ class Shift:
         except (ConnectionLost, QueueNotFound, StorageError):
             return False
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
-        return not stats.ready and stats.consumers != 0
+        is_empty = not stats.ready and stats.consumers != 0
+        if is_empty and waits:
+            self.say_what_waits()
+        return is_empty
+
+    def only_put_off(self) -> bool:
+        """Whether handlers have put off all that came for so long that the worker leaves it: it
+        would never find its queue empty. A task that runs long is another matter."""
+        if not self.until_empty or worth_waiting(self.put_off_at, self.progressed_at):
+            return False
+        if self.longest_run() > LATER_PATIENCE / 2:
+            return False
+        self.say_what_waits()
+        return True
+
+    def longest_run(self) -> float:
+        """For how long the oldest of what runs has been here."""
+        return self.clock - next(iter(self.running.values()), self.clock)
+
+    def say_what_waits(self) -> None:
+        log.warning(
+            "leaving tasks behind that their handlers put off (RetryLater): the last one comes back "
+            "in %.0f s, and no other task has ended for %.0f s",
+            max(0.0, self.next_later - time.monotonic()),
+            time.monotonic() - self.progressed_at,
+        )
 
     def take_no_more(self, consumer: Consumer) -> None:
         """Once all were taken that are to be run, the consumer keeps no others from others."""
@@ -681,13 +724,20 @@ class Shift:
         """Count it, and say what went wrong."""
         delivery = outcome.delivery
         match outcome:
+            case Ack() | Reject() | Retry(failed=True):
+                self.progressed_at = self.turned_at
+        match outcome:
             case Ack():
                 self.tally.done += 1
                 if self.talkative:
                     log.debug("task %s done", name(delivery))
             case Retry(_, reason, delay, failed):
                 self.tally.retried += 1
-                self.put_off = max(self.put_off, delay)
+                if failed:
+                    self.put_off = max(self.put_off, delay)
+                else:
+                    self.put_off_later = max(self.put_off_later, delay)
+                    self.put_off_at = self.turned_at
                 told = f"failed, attempt {delivery.attempt}: {reason}" if failed else "waits"
                 log.warning("task %s %s; again in %.1f s", name(delivery), told, delay)
             case Reject(_, reason):
@@ -761,7 +811,7 @@ class Shift:
             if self.stops and self.may_get_better(error):
                 return None
             raise
-        self.opened_at = self.last_arrival = time.monotonic()
+        self.opened_at = self.last_arrival = self.progressed_at = time.monotonic()
         self.warn_of_timeout(consumer)
         return consumer
 
@@ -874,6 +924,12 @@ class Shift:
         for ending in self.endings():
             self.running.pop(ending.delivery, None)
             self.lost.discard(ending.delivery)
+
+
+def worth_waiting(until: float, progressed_at: float) -> bool:
+    """Whether a worker that runs until its queue is empty waits until then for what was put off,
+    if the last task that was not put off ended at `progressed_at`."""
+    return until <= progressed_at + LATER_PATIENCE
 
 
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:

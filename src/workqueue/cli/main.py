@@ -44,6 +44,9 @@ twice to stop. The numbers are those of sysexits.h."""
 MIGRATABLE = {"type": "--type", "max length": "--max-length", "ttl": "--ttl"}
 """The parameters of a queue that `workqueue migrate` can change, with its options."""
 
+OUTPUT_ERRORS = (errno.EPIPE, errno.EIO, errno.ENOSPC)
+"""Of standard output whose reader has gone, whose terminal was closed, or whose disk is full."""
+
 USAGE = 2
 BUG = 70
 INTERRUPTED = 130
@@ -103,13 +106,13 @@ def fill_standard_streams() -> None:
 
 
 def leave_by_output(error: Exception) -> None:
-    """If standard output takes no more: its reader has gone (`workqueue status | head`), or the
-    disk is full. All else that writes makes of an OSError an error of its own."""
-    if not isinstance(error, OSError) or error.errno not in (errno.EPIPE, errno.ENOSPC):
+    """If standard output takes no more: its reader has gone (`workqueue status | head`), its
+    terminal was closed, or the disk is full. All else that writes makes of an OSError an error of its own."""
+    if not isinstance(error, OSError) or error.errno not in OUTPUT_ERRORS:
         return
     # What is still in its buffer must not fail again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if error.errno != errno.EPIPE:
+    if error.errno == errno.ENOSPC:
         print(f"workqueue: cannot write to standard output: {error.strerror}", file=sys.stderr)
         print("  Try: df -h", file=sys.stderr)
     sys.exit(1)

@@ -157,7 +157,12 @@ def work(
         typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
     ] = None,
     until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="Leave when nothing has come for a second.")
+        bool,
+        typer.Option(
+            "--until-empty",
+            help="Leave when nothing has come for a second. Waits for retries, but two minutes at "
+            "most for what handlers only put off.",
+        ),
     ] = False,
     grace: Annotated[
         float,

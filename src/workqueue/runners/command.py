@@ -30,14 +30,14 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from workqueue.errors import HandlerNotFound, RunnerFailed
+from workqueue.errors import HandlerNotFound
 from workqueue.logs import log
 from workqueue.message import Delivery
 from workqueue.retry import TaskOptions
 from workqueue.runners.guard import Guard, inherited, open_pidfd, starting
 from workqueue.runners.handler import described, one_line
 from workqueue.runners.process import CLEANUP_TIME, how_it_died
-from workqueue.runners.runner import STOP_STATUSES, Ending, Verdict, timed_out
+from workqueue.runners.runner import STOP_STATUSES, Ending, Failure, Verdict, timed_out
 from workqueue.runners.thread import start_slots
 from workqueue.runners.watchdog import signal_session
 
@@ -101,7 +101,7 @@ class CommandRunner:
         self.stopped: dict[Delivery, float] = {}
         self.timeouts: dict[Delivery, float] = {}
         self.stopping = False
-        self.failure: RunnerFailed | None = None
+        self.failure = Failure()
         with starting():
             self.guard = Guard()
         self.environment = {
@@ -129,12 +129,11 @@ class CommandRunner:
         self.ring()
 
     def endings(self) -> list[Ending]:
+        self.failure.raise_once()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
             self.stopped.pop(ended[-1].delivery, None)
-        if self.failure and not ended:
-            raise self.failure
         return ended
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
@@ -177,7 +176,7 @@ class CommandRunner:
         try:
             self.serve(running)
         except BaseException as error:  # noqa: BLE001 - in silence it would look like a long task
-            self.failure = RunnerFailed(f"the thread of a slot died: {described(error)}")
+            self.failure.set(f"the thread of a slot died: {described(error)}")
             for delivery in running:
                 self.end(Ending(delivery, Verdict.STOPPED))
             self.ring()

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from workqueue.errors import HandlerNotFound, RunnerFailed
+from workqueue.errors import HandlerNotFound
 from workqueue.logs import log
 from workqueue.message import Delivery, Job, Lost
 from workqueue.retry import TaskOptions
@@ -28,7 +28,7 @@ from workqueue.runners.handler import (
     retry_of,
     unreadable,
 )
-from workqueue.runners.runner import Ending, Verdict, timed_out
+from workqueue.runners.runner import Ending, Failure, Verdict, timed_out
 from workqueue.task import job_here
 
 CLOSING_TIME = 2.0
@@ -58,7 +58,7 @@ class AsyncRunner:
         self.ended: deque[Ending] = deque()
         self.running: dict[Delivery, asyncio.Task[Ending]] = {}
         self.losses: dict[Delivery, Lost] = {}
-        self.failure: RunnerFailed | None = None
+        self.failure = Failure()
         self.closing = False
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.serve, name="workqueue-loop", daemon=True)
@@ -86,7 +86,7 @@ class AsyncRunner:
 
     def fail(self, error: BaseException) -> None:
         """Nothing runs any more, nor ever will: `endings` says so."""
-        self.failure = RunnerFailed(f"the event loop died: {described(error)}")
+        self.failure.set(f"the event loop died: {described(error)}")
         self.closing = True
         self.ring()
 
@@ -95,15 +95,14 @@ class AsyncRunner:
         self.on_loop(self.begin, delivery, timeout)
 
     def endings(self) -> list[Ending]:
+        self.failure.raise_once()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
             self.losses.pop(ended[-1].delivery, None)
-        if self.failure and not ended:
-            ended = [Ending(delivery, Verdict.STOPPED) for delivery in self.losses]
+        if self.failure:
+            ended += [Ending(delivery, Verdict.STOPPED) for delivery in self.losses]
             self.losses.clear()
-            if not ended:
-                raise self.failure
         return ended
 
     def recall(self) -> None:

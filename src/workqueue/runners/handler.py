@@ -311,7 +311,8 @@ def load_handler(name: str) -> Handler:
             f"{name}: name the handler as module:function or file.py:function",
             hint="For example tasks:handle, for the function handle in tasks.py",
         )
-    module = load_file(Path(source)) if source.endswith(".py") else load_module(source)
+    is_file = source.endswith(".py")
+    module = load_file(Path(source), attribute) if is_file else load_module(source)
     found = find_attribute(module, source, attribute)
     function_of(found, name)
     return found  # type: ignore[return-value]  # or function_of would have refused it
@@ -332,27 +333,52 @@ def load_module(name: str) -> ModuleType:
         raise failed_import(name, error) from error
 
 
-def load_file(path: Path) -> ModuleType:
-    """The file as a module of its own name, with its folder on the path, as if run there."""
+def load_file(path: Path, attribute: str) -> ModuleType:
+    """The file as a module of its own name, with its folder on the path, as if run there.
+
+    One that has the name of a module of the standard library gets another name, and its folder
+    comes last: whatever else imports that module must get Python's.
+    """
     if not path.is_file():
         raise HandlerNotFound(f"there is no file {path}")
-    folder = str(path.resolve().parent)
+    name, folder = path.stem, str(path.resolve().parent)
+    shadows = name in sys.stdlib_module_names
     if folder not in sys.path:
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+        sys.path.insert(len(sys.path) if shadows else 0, folder)
+    if shadows:
+        name = f"{name}_handlers"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise HandlerNotFound(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except ImportError as error:
+        if "relative import" not in text_of(error):
+            raise failed_import(str(path), error) from error
+        raise part_of_package(path, attribute) from error
     except (Exception, SystemExit) as error:
         raise failed_import(str(path), error) from error
     return module
 
 
+def part_of_package(path: Path, attribute: str) -> HandlerNotFound:
+    """For a file that imports from its own package, which it has only as a module of it."""
+    file = path.resolve()
+    root = file.parent.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    module = ".".join(file.relative_to(root).with_suffix("").parts)
+    where = "" if root == Path.cwd() else f", in the folder {root}"
+    return HandlerNotFound(
+        f"{path} imports from its own package, so it is a module and not a file",
+        hint=f"Name it {module}:{attribute}{where}",
+    )
+
+
 def failed_import(name: str, error: BaseException) -> HandlerNotFound:
-    return HandlerNotFound(one_line(f"importing {name} failed: {type(error).__name__}: {error}"))
+    return HandlerNotFound(one_line(f"importing {name} failed: {described(error)}"))
 
 
 def find_attribute(module: ModuleType, source: str, attribute: str) -> object:

@@ -29,7 +29,7 @@ from typing import IO, Literal
 import msgspec
 
 from workqueue.codec import encodable
-from workqueue.errors import HandlerNotFound, RunnerFailed
+from workqueue.errors import HandlerNotFound
 from workqueue.logs import log
 from workqueue.message import Delivery
 from workqueue.middleware import Middleware, check_none_wraps
@@ -49,7 +49,7 @@ from workqueue.runners.child import (
 )
 from workqueue.runners.guard import Guard, inherited, open_pidfd, signals_held, starting
 from workqueue.runners.handler import Handler, described, name_of
-from workqueue.runners.runner import STOP_STATUSES, Ending, Verdict, timed_out
+from workqueue.runners.runner import STOP_STATUSES, Ending, Failure, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
 from workqueue.transports.bell import Bell
 
@@ -159,7 +159,7 @@ class ProcessRunner:
         self.files: dict[str, float] = {}
         self.vacant = 0
         self.unusable: HandlerNotFound | None = None
-        self.failure: RunnerFailed | None = None
+        self.failure = Failure()
         self.started = threading.Event()
         self.launch_all(slots)
         self.thread = threading.Thread(target=self.serve, name="workqueue-children", daemon=True)
@@ -183,7 +183,7 @@ class ProcessRunner:
     def wait_for_first(self) -> None:
         """One child has imported the handler: it can be done. Raises HandlerNotFound."""
         self.started.wait()
-        if problem := self.unusable or self.failure:
+        if problem := self.unusable or self.failure.error:
             self.close()
             raise problem
 
@@ -200,13 +200,14 @@ class ProcessRunner:
         self.order("recall")
 
     def endings(self) -> list[Ending]:
+        self.failure.raise_once()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
-        if self.failure and not ended:
-            ended = self.forgotten()
-        if not ended and (problem := self.unusable or self.failure):
-            raise problem
+        if self.failure:
+            ended += self.forgotten()
+        if self.unusable and not ended:
+            raise self.unusable
         return ended
 
     def forgotten(self) -> list[Ending]:
@@ -246,9 +247,7 @@ class ProcessRunner:
         try:
             self.own_children()
         except BaseException as error:  # noqa: BLE001
-            self.failure = RunnerFailed(
-                f"the thread that owns the child processes died: {described(error)}"
-            )
+            self.failure.set(f"the thread that owns the child processes died: {described(error)}")
             self.started.set()
             self.ring()
 

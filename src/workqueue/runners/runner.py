@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from workqueue.errors import RunnerFailed
 from workqueue.message import Delivery
 from workqueue.retry import RetryPolicy, TaskOptions
 
@@ -60,6 +61,25 @@ def timed_out(delivery: Delivery, timeout: float, error: str = "") -> Ending:
     return Ending(delivery, Verdict.FAILED, f"timed out after {timeout:g} s", error)
 
 
+class Failure:
+    """That a thread of a runner has died, which is raised once."""
+
+    def __init__(self) -> None:
+        self.error: RunnerFailed | None = None
+        self.raised = False
+
+    def __bool__(self) -> bool:
+        return self.error is not None
+
+    def set(self, what: str) -> None:
+        self.error = RunnerFailed(what)
+
+    def raise_once(self) -> None:
+        if self.error is not None and not self.raised:
+            self.raised = True
+            raise self.error
+
+
 class Runner(Protocol):
     """Runs jobs in slots. All methods are called by the worker's thread alone."""
 
@@ -93,9 +113,10 @@ class Runner(Protocol):
     def endings(self) -> list[Ending]:
         """What has ended since the last call.
 
-        If nothing has, raises HandlerNotFound if nothing can run any more, because the handler
-        that was there at first can no longer be imported, and RunnerFailed if a thread has died
-        on which tasks depend. What it ran has ended as STOPPED before; other tasks may go on.
+        Raises HandlerNotFound if nothing can run any more, because the handler that was there at
+        first can no longer be imported. Raises RunnerFailed, once, if a thread has died on which
+        tasks depend: nothing is to be given to it any more, what it ran ends as STOPPED, and other
+        tasks may go on.
         """
         ...
 

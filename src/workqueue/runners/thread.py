@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from workqueue.errors import ConfigError, RunnerFailed, Unsupported
+from workqueue.errors import ConfigError, Unsupported
 from workqueue.message import Delivery, Lost
 from workqueue.middleware import Middleware
 from workqueue.retry import TaskOptions
@@ -24,7 +24,7 @@ from workqueue.runners.handler import (
     options_of,
     retry_of,
 )
-from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.runner import Ending, Failure, Verdict
 
 NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
 
@@ -66,7 +66,7 @@ class ThreadRunner:
         self.waiting: queue.SimpleQueue[tuple[Delivery, Lost] | None] = queue.SimpleQueue()
         self.ended: deque[Ending] = deque()
         self.running: dict[Delivery, Lost] = {}
-        self.failure: RunnerFailed | None = None
+        self.failure = Failure()
         self.threads = start_slots(slots, self.work)
 
     def work(self) -> None:
@@ -75,7 +75,7 @@ class ThreadRunner:
         try:
             self.serve(running)
         except BaseException as error:  # noqa: BLE001 - in silence it would look like a long task
-            self.failure = RunnerFailed(f"the thread of a slot died: {described(error)}")
+            self.failure.set(f"the thread of a slot died: {described(error)}")
             for delivery in running:
                 self.end(Ending(delivery, Verdict.STOPPED))
             self.ring()
@@ -119,12 +119,11 @@ class ThreadRunner:
 
     def endings(self) -> list[Ending]:
         self.rung = False  # before the look: what ends after it rings again
+        self.failure.raise_once()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
             del self.running[ended[-1].delivery]
-        if self.failure and not ended:
-            raise self.failure
         return ended
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
