@@ -541,8 +541,8 @@ class Shift:
 
     def say_what_waits(self) -> None:
         log.warning(
-            "leaving tasks behind that their handlers put off (RetryLater): the last one comes back "
-            "in %.0f s, and no other task has ended for %.0f s",
+            "leaving tasks behind that their handlers put off (RetryLater): the last one comes "
+            "back in %.0f s, and no other task has ended for %.0f s",
             max(0.0, self.next_later - time.monotonic()),
             time.monotonic() - self.progressed_at,
         )
@@ -712,7 +712,7 @@ class Shift:
         """By the policy of the task; by the usual one if a strategy of the user's own raises."""
         try:
             return judge(ending, self.policy(ending.delivery))
-        except Exception:
+        except Exception:  # noqa: BLE001 - strategies may be code of the user's
             log.exception("a retry policy failed: the usual one is followed")
             return judge(ending, RetryPolicy())
 

@@ -107,7 +107,8 @@ def fill_standard_streams() -> None:
 
 def leave_by_output(error: Exception) -> None:
     """If standard output takes no more: its reader has gone (`workqueue status | head`), its
-    terminal was closed, or the disk is full. All else that writes makes of an OSError an error of its own."""
+    terminal was closed, or the disk is full. All else that writes makes of an OSError an error of
+    its own."""
     if not isinstance(error, OSError) or error.errno not in OUTPUT_ERRORS:
         return
     # What is still in its buffer must not fail again at exit.

@@ -387,8 +387,8 @@ class Inbox:
 def main() -> None:
     """Run by `process` with the descriptors of the two sockets, the tokens and the page."""
     jobs, control, tokens, shared = map(int, sys.argv[1:5])
-    sockets = (socket.socket(fileno=number) for number in (jobs, control))
-    child = Child(*sockets, tokens=tokens, page=Page(shared))
+    sockets = [socket.socket(fileno=number) for number in (jobs, control)]
+    child = Child(sockets[0], sockets[1], tokens, Page(shared))
     os.close(shared)  # the page stays
     child.keep_to_itself()
     child.heed_signals()

@@ -520,13 +520,13 @@ class ProcessRunner:
         self.options = report.options
         try:
             self.retry = pickle.loads(report.retry)  # noqa: S301 - from our own child
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it runs code of the user's
             told = f"the retry policy of {self.handler} cannot be used here: {described(error)}"
             self.give_up(told, hint="Its strategies must be importable by the worker too.")
         self.started.set()
 
     def finish(self, slot: Slot, delivery: Delivery, report: Report) -> None:
-        """The job's ending: what the handler did, unless it was stopped by us before it was done."""
+        """The job's ending: what the handler did, unless we stopped it before it was done."""
         verdict = Verdict(report.verdict)
         if verdict is not Verdict.STOPPED:
             told = report.reason, report.error, report.delay, report.seconds, report.signalled
@@ -672,7 +672,7 @@ def new_page() -> IO[bytes]:
     else:
         import tempfile
 
-        file = tempfile.TemporaryFile(buffering=0)
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it is returned
     file.truncate(Page.SIZE)
     return file
 

@@ -13,7 +13,6 @@ from workqueue.errors import RunnerFailed
 from workqueue.message import Delivery
 from workqueue.retry import RetryPolicy, TaskOptions
 
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What asks a process to end: from a supervisor, a terminal, and one that is closed."""
 

@@ -77,7 +77,7 @@ raising("base_group", lambda: BaseExceptionGroup("all", [Bare()]), "^BaseExcepti
 raising("enormous", lambda: ValueError("x" * 20_000_000), "^ValueError: xxx")
 raising("many_lines", lambda: ValueError("\n" * 3_000_000 + "end"), "^ValueError")
 raising("no_utf8", lambda: ValueError("odd \udcff"), r"^ValueError: odd \\udcff$")
-raising("wrong_type", lambda: TypeError(), "^TypeError$")
+raising("wrong_type", TypeError, "^TypeError$")
 
 
 @case(FAILED, "^RecursionError: ")
@@ -104,7 +104,7 @@ class Interrupting(Exception):
 
 class NoString(Exception):
     def __str__(self) -> str:
-        return 7  # type: ignore[return-value]
+        return 7  # type: ignore[return-value]  # noqa: PLE0307
 
 
 class Text(str):
