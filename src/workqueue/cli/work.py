@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workqueue.cli.init import leave_process_1
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say, show_log
 from workqueue.cli.plain import PlainCommand
@@ -228,6 +229,7 @@ def work(
         raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
     if reload and (exec_ or in_ == "thread"):
         raise typer.BadParameter("--reload restarts child processes: it needs a HANDLER in them")
+    leave_process_1()
     # Each of these is imported where it is used: half of the time that a worker takes to start,
     # and what it weighs for as long as it lives, is what it imports.
     finish_lost = on_lost == "finish"
