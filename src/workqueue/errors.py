@@ -13,6 +13,7 @@
     ├── ConsumerLost              this consumer is finished; a new one may go on
     ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
     ├── QueueNotFound             there is no such queue
+    ├── RunnerFailed              a part of the worker has died: a slot, the event loop, …
     ├── StorageError              the embedded file cannot be used: read-only, full, locked
     │   └── StorageDamaged        it is damaged, or no database: waiting does not mend it
     ├── TransportFault            a transport broke its contract: a mistake in its driver
@@ -32,6 +33,7 @@ Two more are not errors but words a handler says about its task:
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -142,6 +144,16 @@ class QueueNotFound(WorkqueueError):
         self.queue = queue
 
 
+class RunnerFailed(WorkqueueError):
+    """A thread on which the worker's tasks depend has died: of a slot, of the event loop, or the
+    one that owns the child processes.
+
+    The worker takes no more, hands back what that thread ran, finishes what others run, and ends.
+    """
+
+    hint = "Start the worker again. If it happens once more, please report it."
+
+
 class StorageError(WorkqueueError):
     """The embedded file cannot be used: missing folder, read-only, full, locked."""
 
@@ -208,11 +220,26 @@ class BrokerBlocked(Unconfirmed):
 
 
 class RetryLater(Exception):
-    """Not now: hand the task out again after `delay` seconds. Not a failure, and not an attempt."""
+    """Not now: hand the task out again after `delay` seconds. Not a failure, and not an attempt.
+
+    A delay below 0.1 s, or a negative one, is 0.1 s; one above 30 days is 30 days. Raises
+    ValueError for what is no finite number, which in a handler is a failed attempt.
+    """
 
     def __init__(self, delay: float) -> None:
-        super().__init__(f"again in {delay:g} s")
-        self.delay = delay
+        self.delay = seconds_of(delay)
+        super().__init__(f"again in {self.delay:g} s")
+
+
+def seconds_of(delay: object) -> float:
+    """`delay` as a finite number. Raises ValueError for anything else."""
+    try:
+        seconds = math.nan if isinstance(delay, str | bytes) else float(delay)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"RetryLater needs a number of seconds, not {delay!r}")
+    return seconds
 
 
 class Reject(Exception):

@@ -1,6 +1,6 @@
 """What a supervisor asks a worker over HTTP: are you alive, ready, drained?
 
-    GET /alive      200 while the worker's loop goes round, else 503
+    GET /alive      200 while the worker's loop goes round and all its slots live, else 503
     GET /ready      200 while it is connected and takes tasks, else 503
     GET /drained    200 once it was told to stop and has nothing left, else 503
 
@@ -65,7 +65,7 @@ def state_of(worker: Worker) -> dict[str, bool | int]:
         return {"alive": True, "ready": False, "drained": False, "running": 0}
     draining = shift.stops > 0
     return {
-        "alive": time.monotonic() - shift.turned_at < STUCK,
+        "alive": shift.failure is None and time.monotonic() - shift.turned_at < STUCK,
         "ready": shift.consumer is not None and not draining,
         "drained": draining and not shift.running,
         "running": len(shift.running),

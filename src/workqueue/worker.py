@@ -20,6 +20,8 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from workqueue.errors import (
     AccessRefused,
     ConfigError,
@@ -27,12 +29,14 @@ from workqueue.errors import (
     ConsumerLost,
     DeliveriesLost,
     QueueNotFound,
+    RunnerFailed,
     StorageDamaged,
     StorageError,
     TransportFault,
     Unsupported,
     class_name,
 )
+from workqueue.logs import log
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
@@ -53,8 +57,6 @@ from workqueue.transport import (
     TakesBack,
 )
 
-log = logging.getLogger("workqueue.worker")
-
 MOST_DEATHS = 20
 """Times a message may take a whole worker with it before it is set aside."""
 
@@ -70,6 +72,10 @@ SOONEST_LATER = 0.1
 
 IDLE_BEFORE_EMPTY = 1.0
 """Seconds without an arrival after which a queue counts as empty: brokers' counts lag and lie."""
+
+LATER_PATIENCE = 120.0
+"""Seconds that a worker that runs until its queue is empty goes on, or waits, for tasks that their
+handlers put off again and again, while no other task has ended."""
 
 STOPPING_TIME = 3.0
 """Seconds for the runner to stop what it can, once all must stop now."""
@@ -91,6 +97,14 @@ LOOK_EVERY = 0.02
 
 MOST_AT_ONCE = 1_000
 """Deliveries taken in one turn where their number is unlimited."""
+
+SIGNAL_NOTICE = 1.0
+"""Seconds after which a failure is judged that a stop signal may have caused. Whoever signals all
+processes of a service (systemd does, by default) signals the worker too, but not always first."""
+
+ECHO = 0.1
+"""Seconds in which a signal that comes twice counts once: timeout(1) signals its command and then
+the group of its command, and wrappers pass on what the terminal has sent to all."""
 
 
 NOTHING_ASKED = TaskOptions()
@@ -169,6 +183,8 @@ class Worker:
         self.grace = grace
         self.ack = ack
         self.shift: Shift | None = None
+        self.lock = threading.Lock()
+        self.stops = 0
 
     def run(
         self,
@@ -179,6 +195,8 @@ class Worker:
     ) -> Tally:
         """Work until `stop` is called, SIGTERM or Ctrl-C comes (if this is the main thread),
         `max_messages` were run, or, with `until_empty`, the queue has been empty for a second.
+        That waits for retries, and for what handlers put off with RetryLater if it comes back
+        within two minutes of the last task that ended otherwise; a later one is left, and said.
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
@@ -186,14 +204,25 @@ class Worker:
 
         `ready` is called once, when the handler can be used, before the queue is connected to.
         """
-        self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
-        with self.shift.heeding_signals():
-            return self.shift.work(ready)
+        shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
+        with self.lock:
+            shift.stops, self.stops = self.stops, 0
+            self.shift = shift
+        with shift.heeding_signals():
+            return shift.work(ready)
 
     def stop(self, *, now: bool = False) -> None:
-        """Begin to drain; with `now`, stop what runs and hand it back. From any thread."""
-        if self.shift is not None:
-            self.shift.stop(now=now)
+        """Begin to drain; with `now`, stop what runs and hand it back. From any thread.
+
+        Before the first `run` it is remembered: that one takes nothing and returns. After a run
+        has ended it does nothing.
+        """
+        with self.lock:
+            shift = self.shift
+            if shift is None:
+                self.stops = max(self.stops, 2 if now else 1)
+        if shift is not None:
+            shift.stop(now=now)
 
 
 def own_tasks(queue: Queue) -> Queue:
@@ -250,7 +279,10 @@ class Shift:
         self.taken = 0
         self.last_arrival = time.monotonic()
         self.put_off = 0.0
+        self.put_off_later = 0.0
         self.next_retry = 0.0
+        self.next_later = 0.0
+        self.put_off_at = self.progressed_at = time.monotonic()
         self.opened_at = 0.0
         self.short_lived = 0
         self.warned_of: float | None = None
@@ -259,6 +291,8 @@ class Shift:
         # Each look at a dead letter counts as a death on some brokers.
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
+        self.failure: RunnerFailed | None = None
+        self.doubtful: list[tuple[float, Ending]] = []
         self.draining_since: float | None = None
         self.alarm = threading.Condition()  # a signal may ring it while we have its lock
 
@@ -278,25 +312,37 @@ class Shift:
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """The first SIGTERM or Ctrl-C drains, the second stops now. Main thread only."""
+        """The first SIGTERM or Ctrl-C drains, the second stops now. SIGHUP, of a terminal that was
+        closed, drains as well, unless the application ignores or handles it. Main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        last: dict[int, float] = {}
 
         def heed(number: int, _frame: FrameType | None) -> None:
-            again = bool(self.stops)
-            if again:
-                self.tally.forced = number
-            self.stop(now=again)  # first, so that whoever reads the line is right about the next
-            if self.running and not again:
-                log.info("finishing %d tasks; once more to stop now", len(self.running))
+            now = time.monotonic()
+            echo = number == signal.SIGHUP or now - last.get(number, -ECHO) < ECHO
+            last[number] = now
+            self.heed(number, again=bool(self.stops) and not echo)
 
-        before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, heed) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def heed(self, number: int, *, again: bool) -> None:
+        """A stop signal has come, for the first time or `again`."""
+        first = not self.stops
+        if again:
+            self.tally.forced = number
+        self.stop(now=again)  # first, so that whoever reads the line is right about the next
+        if self.running and first:
+            log.info("finishing %d tasks; once more to stop now", len(self.running))
 
     # -- the whole shift
 
@@ -319,6 +365,8 @@ class Shift:
                         self.consumer = self.connect()
                 except ConsumerLost as error:
                     self.lose_all(error)
+            if self.failure:
+                raise self.failure
             return self.tally
         finally:
             self.leave()
@@ -360,7 +408,9 @@ class Shift:
         self.expect_retries(consumer)
         if received or consumer.unsettled:
             self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
-        if not received and not self.stops and (self.empty() or self.enough()):
+        if self.stops:
+            return
+        if self.only_put_off() or (not received and (self.empty() or self.enough())):
             self.stop()
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
@@ -397,6 +447,8 @@ class Shift:
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
 
     def patience(self) -> float:
+        if self.doubtful:
+            return LOOK_EVERY
         if self.suspect_may_begin() or (self.enough() and self.draining_since is None):
             return 0.0
         if self.until_empty and not self.running:
@@ -452,9 +504,12 @@ class Shift:
 
     def expect_retries(self, consumer: Consumer) -> None:
         """From when the broker has what was put off, its delay counts, and a hundredth more."""
-        if self.put_off and not consumer.unsettled:
-            self.next_retry = max(self.next_retry, time.monotonic() + self.put_off * 1.01)
-            self.put_off = 0.0
+        if consumer.unsettled or not (self.put_off or self.put_off_later):
+            return
+        now = time.monotonic()
+        self.next_retry = max(self.next_retry, now + self.put_off * 1.01)
+        self.next_later = max(self.next_later, now + self.put_off_later * 1.01)
+        self.put_off = self.put_off_later = 0.0
 
     def empty(self) -> bool:
         """Nothing arrived for a while, nothing of ours can still come back, and the broker does
@@ -462,9 +517,13 @@ class Shift:
         idle = time.monotonic() - self.last_arrival
         if not self.until_empty or idle < IDLE_BEFORE_EMPTY or not self.nothing_left():
             return False
-        if time.monotonic() < self.next_retry + IDLE_BEFORE_EMPTY:
+        now = time.monotonic()
+        if now < self.next_retry + IDLE_BEFORE_EMPTY:
             return False
-        self.last_arrival = time.monotonic()
+        waits = now < self.next_later + IDLE_BEFORE_EMPTY
+        if waits and worth_waiting(self.next_later, self.progressed_at):
+            return False
+        self.last_arrival = now
         try:
             stats = self.queue.stats()
         except StorageDamaged:
@@ -472,7 +531,32 @@ class Shift:
         except (ConnectionLost, QueueNotFound, StorageError):
             return False
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
-        return not stats.ready and stats.consumers != 0
+        is_empty = not stats.ready and stats.consumers != 0
+        if is_empty and waits:
+            self.say_what_waits()
+        return is_empty
+
+    def only_put_off(self) -> bool:
+        """Whether handlers have put off all that came for so long that the worker leaves it: it
+        would never find its queue empty. A task that runs long is another matter."""
+        if not self.until_empty or worth_waiting(self.put_off_at, self.progressed_at):
+            return False
+        if self.longest_run() > LATER_PATIENCE / 2:
+            return False
+        self.say_what_waits()
+        return True
+
+    def longest_run(self) -> float:
+        """For how long the oldest of what runs has been here."""
+        return self.clock - next(iter(self.running.values()), self.clock)
+
+    def say_what_waits(self) -> None:
+        log.warning(
+            "leaving tasks behind that their handlers put off (RetryLater): the last one comes "
+            "back in %.0f s, and no other task has ended for %.0f s",
+            max(0.0, self.next_later - time.monotonic()),
+            time.monotonic() - self.progressed_at,
+        )
 
     def take_no_more(self, consumer: Consumer) -> None:
         """Once all were taken that are to be run, the consumer keeps no others from others."""
@@ -551,7 +635,7 @@ class Shift:
 
     def settle(self, consumer: Consumer) -> None:
         """Whatever has ended since the last turn, in one batch."""
-        endings = self.runner.endings()
+        endings = self.endings()
         if not endings:
             return
         outcomes: list[Outcome] = []
@@ -573,12 +657,41 @@ class Shift:
         if (outcomes or handed_back) and self.worker.ack == "late":
             consumer.settle([*outcomes, *handed_back])
 
+    def endings(self) -> list[Ending]:
+        """What the runner has to say. If a part of it has died, the worker takes no more, lets the
+        other tasks finish, and ends."""
+        try:
+            ended = self.runner.endings()
+        except RunnerFailed as failure:
+            ended = []
+            if self.failure is None:
+                self.failure = failure
+                log.error("%s: the worker ends", failure)
+                self.stop()
+        if not self.doubtful and not any(ending.signalled for ending in ended):
+            return ended
+        return self.without_doubt(ended)
+
+    def without_doubt(self, ended: list[Ending]) -> list[Ending]:
+        """Those that can be judged. A task that failed because all processes of the service were
+        signalled is handed back; whether they were is known when the worker is signalled too."""
+        now = time.monotonic()
+        self.doubtful += [(now + SIGNAL_NOTICE, ending) for ending in ended if ending.signalled]
+        known = [ending for ending in ended if not ending.signalled]
+        if self.stops:
+            known += [replace(ending, verdict=Verdict.STOPPED) for _, ending in self.doubtful]
+            self.doubtful.clear()
+        else:
+            known += [ending for at, ending in self.doubtful if at <= now]
+            self.doubtful = [(at, ending) for at, ending in self.doubtful if at > now]
+        return known
+
     def outcome(self, ending: Ending, seconds: float) -> Outcome:
         """What becomes of it, counted, and told to whoever wants to know."""
         if ending.verdict is Verdict.DONE:
             outcome = self.record(Ack(ending.delivery))
         else:
-            outcome = self.record(judge(ending, self.policy(ending.delivery)))
+            outcome = self.record(self.judged(ending))
         if ending.seconds is not None:
             seconds = ending.seconds
         if self.pace is not None:
@@ -606,6 +719,14 @@ class Shift:
         if ending.verdict is not Verdict.UNTOUCHED:
             log.warning("task %s may be done twice: it was lost", name(ending.delivery))
 
+    def judged(self, ending: Ending) -> Outcome:
+        """By the policy of the task; by the usual one if a strategy of the user's own raises."""
+        try:
+            return judge(ending, self.policy(ending.delivery))
+        except Exception:  # noqa: BLE001 - strategies may be code of the user's
+            log.exception("a retry policy failed: the usual one is followed")
+            return judge(ending, RetryPolicy())
+
     def policy(self, delivery: Delivery) -> RetryPolicy:
         usual = self.worker.retry or self.runner.retry or self.queue.retry
         return self.asked_by(delivery).policy(usual)
@@ -614,13 +735,20 @@ class Shift:
         """Count it, and say what went wrong."""
         delivery = outcome.delivery
         match outcome:
+            case Ack() | Reject() | Retry(failed=True):
+                self.progressed_at = self.turned_at
+        match outcome:
             case Ack():
                 self.tally.done += 1
                 if self.talkative:
                     log.debug("task %s done", name(delivery))
             case Retry(_, reason, delay, failed):
                 self.tally.retried += 1
-                self.put_off = max(self.put_off, delay)
+                if failed:
+                    self.put_off = max(self.put_off, delay)
+                else:
+                    self.put_off_later = max(self.put_off_later, delay)
+                    self.put_off_at = self.turned_at
                 told = f"failed, attempt {delivery.attempt}: {reason}" if failed else "waits"
                 log.warning("task %s %s; again in %.1f s", name(delivery), told, delay)
             case Reject(_, reason):
@@ -659,18 +787,19 @@ class Shift:
 
     def leave(self) -> None:
         consumer, self.consumer = self.consumer, None
-        if consumer is not None:
-            consumer.close()
-        self.runner.close()
-        for middleware in self.worker.middleware:
-            middleware.stopped()
+        try:
+            if consumer is not None:
+                consumer.close()
+        finally:
+            self.runner.close()
+            self.tell("stopped")
 
-    def tell(self, what: Literal["begun", "settled", "lost"], *news: Any) -> None:
+    def tell(self, what: Literal["begun", "settled", "lost", "stopped"], *news: Any) -> None:
         """Plugins are told, and do no harm."""
         for middleware in self.worker.middleware:
             try:
                 getattr(middleware, what)(*news)
-            except Exception:
+            except BaseException:  # noqa: BLE001 - a sys.exit of theirs would undo what was done
                 log.exception("middleware %s failed", type(middleware).__name__)
 
     # -- connections
@@ -693,7 +822,7 @@ class Shift:
             if self.stops and self.may_get_better(error):
                 return None
             raise
-        self.opened_at = self.last_arrival = time.monotonic()
+        self.opened_at = self.last_arrival = self.progressed_at = time.monotonic()
         self.warn_of_timeout(consumer)
         return consumer
 
@@ -803,7 +932,7 @@ class Shift:
 
     def forget_ended(self) -> None:
         """While there is no connection, lost tasks go on ending."""
-        for ending in self.runner.endings():
+        for ending in self.endings():
             self.running.pop(ending.delivery, None)
             self.lost.discard(ending.delivery)
 
@@ -826,6 +955,12 @@ def fault_in(received: object, limit: int, queue: str, running: Container[Delive
     return ""
 
 
+def worth_waiting(until: float, progressed_at: float) -> bool:
+    """Whether a worker that runs until its queue is empty waits until then for what was put off,
+    if the last task that was not put off ended at `progressed_at`."""
+    return until <= progressed_at + LATER_PATIENCE
+
+
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
     """Every way in which a run can end becomes one of four outcomes, here."""
     delivery, reason = ending.delivery, ending.reason
@@ -839,7 +974,7 @@ def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
         case Verdict.REJECTED:
             return Reject(delivery, reason, ending.error)
         case Verdict.LATER:
-            delay = min(max(ending.delay, SOONEST_LATER), LONGEST_DELAY)
+            delay = min(max(SOONEST_LATER, ending.delay), LONGEST_DELAY)  # the soonest for NaN
             return Retry(delivery, reason, delay, failed=False)
         case Verdict.AGAIN:
             return Retry(delivery, reason, policy.pause(delivery.attempt, age))

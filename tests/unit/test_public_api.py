@@ -38,6 +38,7 @@ PUBLIC = [
     "Reject",
     "RetryLater",
     "RetryPolicy",
+    "RunnerFailed",
     "StorageDamaged",
     "StorageError",
     "Tally",

@@ -21,6 +21,7 @@ from workqueue.errors import (
     QueueFull,
     QueueMismatch,
     QueueNotFound,
+    RunnerFailed,
     StorageError,
     TransportFault,
     UnknownScheme,
@@ -40,6 +41,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ConfigError, 78),
     (StorageError, 78),
     (TransportFault, BUG),
+    (RunnerFailed, BUG),
     (WorkqueueError, 1),
 ]
 """First match counts. The rest: 0 done, 2 usage, 3 partly done, 70 a bug of ours, 130 and 143 told
@@ -47,6 +49,9 @@ twice to stop. The numbers are those of sysexits.h."""
 
 MIGRATABLE = {"type": "--type", "max length": "--max-length", "ttl": "--ttl"}
 """The parameters of a queue that `workqueue migrate` can change, with its options."""
+
+OUTPUT_ERRORS = (errno.EPIPE, errno.EIO, errno.ENOSPC)
+"""Of standard output whose reader has gone, whose terminal was closed, or whose disk is full."""
 
 
 def main() -> None:
@@ -103,13 +108,14 @@ def fill_standard_streams() -> None:
 
 
 def leave_by_output(error: Exception) -> None:
-    """If standard output takes no more: its reader has gone (`workqueue status | head`), or the
-    disk is full. All else that writes makes of an OSError an error of its own."""
-    if not isinstance(error, OSError) or error.errno not in (errno.EPIPE, errno.ENOSPC):
+    """If standard output takes no more: its reader has gone (`workqueue status | head`), its
+    terminal was closed, or the disk is full. All else that writes makes of an OSError an error of
+    its own."""
+    if not isinstance(error, OSError) or error.errno not in OUTPUT_ERRORS:
         return
     # What is still in its buffer must not fail again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if error.errno != errno.EPIPE:
+    if error.errno == errno.ENOSPC:
         print(f"workqueue: cannot write to standard output: {error.strerror}", file=sys.stderr)
         print("  Try: df -h", file=sys.stderr)
     sys.exit(1)
@@ -190,6 +196,8 @@ def next_command(error: WorkqueueError, arguments: list[str]) -> str:
             return "workqueue plugins"
         case HandlerNotFound():
             return "workqueue work --help"
+        case RunnerFailed():
+            return "workqueue work -v …"
         case AccessRefused():
             return "export WORKQUEUE_URL=amqp://user:password@host/vhost"
         case StorageError(hint=hint) if hint.startswith("mkdir "):

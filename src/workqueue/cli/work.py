@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workqueue.cli.init import leave_process_1
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say, show_log
 from workqueue.cli.plain import PlainCommand
@@ -157,7 +158,12 @@ def work(
         typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
     ] = None,
     until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="Leave when nothing has come for a second.")
+        bool,
+        typer.Option(
+            "--until-empty",
+            help="Leave when nothing has come for a second. Waits for retries, but two minutes at "
+            "most for what handlers only put off.",
+        ),
     ] = False,
     grace: Annotated[
         float,
@@ -223,6 +229,7 @@ def work(
         raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
     if reload and (exec_ or in_ == "thread"):
         raise typer.BadParameter("--reload restarts child processes: it needs a HANDLER in them")
+    leave_process_1()
     # Each of these is imported where it is used: half of the time that a worker takes to start,
     # and what it weighs for as long as it lives, is what it imports.
     finish_lost = on_lost == "finish"
