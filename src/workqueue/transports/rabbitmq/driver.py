@@ -204,7 +204,8 @@ class RabbitMQTransport:
     def repair(self, queue: str) -> None:
         """A dead-letter queue that somebody deleted is made again."""
         with self.link("setup") as link:
-            self.ensure_dead(link, queue + DEAD_SUFFIX)
+            if self.ensure_dead(link, queue + DEAD_SUFFIX):
+                settle()
 
     # -- look and mend
 

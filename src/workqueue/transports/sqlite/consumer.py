@@ -69,7 +69,7 @@ class SQLiteConsumer:
         self.lost: set[Delivery] = set()
         self.paused = False
         self.ended = ""
-        self.troubled = False
+        self.trouble = ""
         self.plenty = True
         self.pace = SOON
         self.next_beat = 0.0
@@ -92,6 +92,11 @@ class SQLiteConsumer:
     @property
     def unsettled(self) -> int:
         return len(self.out) + len(self.owed)
+
+    @property
+    def hindered(self) -> str | None:
+        """See `workqueue.transport.Hindered`."""
+        return self.trouble or None
 
     # -- receive -------------------------------------------------------------------------------
 
@@ -124,6 +129,8 @@ class SQLiteConsumer:
                 self.next_tick = 0.0
                 if taken := self.take(room):
                     return taken
+            if room > 0:
+                self.trouble = ""  # nothing to take, and nothing owed
             if time.monotonic() >= deadline:
                 return []
             until = min(deadline, self.next_beat)
@@ -181,16 +188,16 @@ class SQLiteConsumer:
         taken = [lend(row, self.queue) for row in rows]
         self.out.update(taken)
         self.plenty = len(taken) == room
-        self.troubled = False
+        self.trouble = ""
         if taken:
             self.pace = SOON
         return taken
 
     def say(self, trouble: Unavailable) -> None:
         """Once, until it is over."""
-        if not self.troubled:
+        if not self.trouble:
             log.warning("%s; waiting until it can be used again", trouble)
-            self.troubled = True
+        self.trouble = str(trouble)
 
     # -- settle --------------------------------------------------------------------------------
 
@@ -270,6 +277,13 @@ class SQLiteConsumer:
         if os.getpid() == self.database.pid:
             with suppress(WorkqueueError):
                 self.settle_owed()
+            if self.owed:
+                log.warning(
+                    "%d tasks of %s run again as the same attempt: what became of them could not "
+                    "be written down",
+                    len(self.owed),
+                    self.queue,
+                )
             # If giving back fails, the lock is let go of all the same, and others give it back.
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
