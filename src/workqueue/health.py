@@ -19,7 +19,7 @@ import msgspec
 
 from workqueue.errors import ConfigError
 from workqueue.middleware import Middleware
-from workqueue.transport import Hindered
+from workqueue.transport import Consumer, Hindered
 
 if TYPE_CHECKING:
     from workqueue.worker import Worker
@@ -67,13 +67,18 @@ def state_of(worker: Worker) -> dict[str, bool | int]:
         return {"alive": True, "ready": False, "drained": False, "running": 0}
     draining = shift.stops > 0
     consumer = shift.consumer
-    hindered = isinstance(consumer, Hindered) and consumer.hindered is not None
     return {
         "alive": time.monotonic() - shift.turned_at < STUCK,
-        "ready": consumer is not None and not draining and not hindered,
+        "ready": takes_tasks(consumer) and not draining,
         "drained": draining and not shift.running,
         "running": len(shift.running),
     }
+
+
+def takes_tasks(consumer: Consumer | None) -> bool:
+    if isinstance(consumer, Hindered):
+        return consumer.hindered is None
+    return consumer is not None
 
 
 class Answer(BaseHTTPRequestHandler):

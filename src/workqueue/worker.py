@@ -774,7 +774,9 @@ class Shift:
             return True
         if isinstance(error, StorageDamaged):
             return False
-        return self.let_in and isinstance(error, AccessRefused | StorageError | QueueNotFound)
+        return self.let_in and isinstance(
+            error, AccessRefused | ConfigError | StorageError | QueueNotFound
+        )
 
     def wait_before_next(self, state: Any) -> float:
         from tenacity import wait_random_exponential

@@ -146,7 +146,7 @@ class RabbitMQTransport:
         try:
             declare(link, name, dead_arguments())
         except ChannelClosed as closed:
-            if closed.code != PRECONDITION_FAILED:
+            if closed.code != PRECONDITION_FAILED or parse_refusal(closed.text) is None:
                 raise
             return False  # somebody else made it meanwhile, in another way
         return True

@@ -10,6 +10,7 @@ Pure: nothing is sent here.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from enum import Enum
@@ -105,7 +106,7 @@ def plan(owed: Owed, cause: WorkqueueError, now: float, longest: float) -> None:
 
 def pause(tries: int, longest: float) -> float:
     """Seconds until the next try after so many: not the same for all workers."""
-    return random.uniform(0.5, 1.0) * min(longest, FIRST_PAUSE * 2 ** min(tries, 20))
+    return random.uniform(0.5, 1.0) * min(longest, math.ldexp(FIRST_PAUSE, min(tries, 20)))
 
 
 def shrink(owed: Owed, now: float) -> None:
