@@ -19,7 +19,7 @@ import msgspec
 
 from workqueue.errors import ConfigError
 from workqueue.middleware import Middleware
-from workqueue.transport import Consumer, Hindered
+from workqueue.transport import Hindered
 
 if TYPE_CHECKING:
     from workqueue.worker import Worker
@@ -75,7 +75,8 @@ def state_of(worker: Worker) -> dict[str, bool | int]:
     }
 
 
-def takes_tasks(consumer: Consumer | None) -> bool:
+def takes_tasks(consumer: object) -> bool:
+    """Whether a consumer, or None, can take any at the moment, as far as it tells."""
     if isinstance(consumer, Hindered):
         return consumer.hindered is None
     return consumer is not None

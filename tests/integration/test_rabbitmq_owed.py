@@ -439,4 +439,3 @@ def test_what_is_handed_back_at_once_keeps_its_order(
         again.settle([Ack(delivery)])
     assert bodies == list(range(200))
     again.close()
-

@@ -42,7 +42,8 @@ def after(one: Owed, *causes: WorkqueueError, now: float = NOW) -> Owed:
 
 
 @pytest.mark.parametrize(
-    "cause", [ConnectionLost("no"), Unconfirmed("no"), Unroutable("no"), Forbidden("no"), QueueFull("no")]
+    "cause",
+    [ConnectionLost("no"), Unconfirmed("no"), Unroutable("no"), Forbidden("no"), QueueFull("no")],
 )
 def test_what_may_pass_is_tried_again_later_and_later(cause: WorkqueueError) -> None:
     """As it is: nothing of it is given up for a fault that is not its own."""
@@ -133,6 +134,10 @@ class Scripted:
         self.placed: list[tuple[str, Message]] = []
         self.calls = 0
         self.closed = self.patient = self.abandoned = False
+        self.delays = self
+
+    def forget(self) -> None:
+        """No delay queues are known here."""
 
     def publish(self, queue: str, messages: Sequence[Message], _timeout: float) -> None:
         self.calls += 1
@@ -141,6 +146,8 @@ class Scripted:
             raise NotSent("no", failures=[(message, cause) for message in messages], sent=0)
         if cause:
             raise cause
+        if any(message.body == b"bug" for message in messages):
+            raise ValueError("a bug of ours")
         self.placed += [(queue, message) for message in messages]
 
     def close(self) -> None:
@@ -206,3 +213,14 @@ def test_what_the_broker_took_back_is_not_copied(copier: Copier, scripted: Scrip
     copier.post(owed("q"))
     eventually(lambda: scripted.placed)
     assert [queue for queue, _ in scripted.placed] == ["q"]
+
+
+def test_a_bug_in_one_copy_is_that_copys_alone(copier: Copier, scripted: Scripted) -> None:
+    """The thread goes on, and the others are placed."""
+    bug = owed()
+    bug.message = Message(body=b"bug")
+    for one in (bug, owed(), owed()):
+        copier.post(one)
+    eventually(lambda: len(scripted.placed) == 2)
+    assert copier.thread is not None
+    assert copier.thread.is_alive()

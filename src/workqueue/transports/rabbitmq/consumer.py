@@ -594,9 +594,7 @@ class RabbitMQConsumer:
         copy is made safe is a duplicate."""
         progress = Progress(COPY_PATIENCE)
         with suppress(ConsumerLost):
-            while self.copying and progress.goes_on(
-                len(self.copying), time.monotonic()
-            ):
+            while self.copying and progress.goes_on(len(self.copying), time.monotonic()):
                 self.turn(0.05)
 
     def close(self) -> None:

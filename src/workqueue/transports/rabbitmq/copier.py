@@ -163,6 +163,10 @@ class Copier:
             ]
         except WorkqueueError as error:
             failed = [(owed, error) for owed in batch]
+        except Exception as error:  # were the thread to end, nothing more would be placed
+            log.exception("a copy for %s could not be published", name)
+            self.hang_up()
+            failed = [(owed, Interrupted(f"{type(error).__name__}: {error}")) for owed in batch]
         self.keep_connection(failed)
         return failed
 
@@ -199,6 +203,8 @@ class Copier:
             self.repair()
         except WorkqueueError as error:
             self.complaints.say(name, "missing", f"queue {name} cannot be made: {error}")
+        except Exception:
+            log.exception("queue %s could not be made again", name)
 
     def tell(self, name: str, failed: list[tuple[Owed, WorkqueueError]]) -> None:
         """Each kind of trouble once, and again while it lasts. One that the next try may well

@@ -302,9 +302,7 @@ class RabbitMQPublisher:
             cause = self.cause_of_closing(message, size, limit, alone=alone)
             confirms.failures.append((message, cause))
 
-    def cause_of_closing(
-        self, message: Message, size: int, limit: int, *, alone: bool
-    ) -> NotSent:
+    def cause_of_closing(self, message: Message, size: int, limit: int, *, alone: bool) -> NotSent:
         assert self.closing is not None
         if size and len(message.body) == size:
             return TooLarge(too_large(size, limit))
