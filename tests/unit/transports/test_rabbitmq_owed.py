@@ -22,10 +22,11 @@ from workqueue.message import Delivery, Message
 from workqueue.progress import Progress
 from workqueue.testing import eventually
 from workqueue.transports.copies import ERROR, FAILURES, REASON
+from workqueue.transports.forms import Form
 from workqueue.transports.rabbitmq import publisher
 from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
 from workqueue.transports.rabbitmq.copier import Copier
-from workqueue.transports.rabbitmq.owed import DETOUR, LONGEST_PAUSE, Form, Owed, pause, plan
+from workqueue.transports.rabbitmq.owed import DETOUR, LONGEST_PAUSE, Owed, pause, plan
 
 NOW = 1_000.0
 

@@ -16,8 +16,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 from workqueue.errors import ConnectionLost, NotSent, TooLarge, Unroutable, WorkqueueError
+from workqueue.transports.forms import Form
 from workqueue.transports.rabbitmq.causes import CannotWait, Interrupted
-from workqueue.transports.rabbitmq.owed import LAST_PAUSES, LONGEST_PAUSE, Form, Owed, pause, plan
+from workqueue.transports.rabbitmq.owed import LAST_PAUSES, LONGEST_PAUSE, Owed, pause, plan
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
 log = logging.getLogger("workqueue.rabbitmq")
@@ -136,7 +137,9 @@ class Copier:
         name = batch[0].queue
         failed = self.try_publishing(name, batch)
         lost = {id(owed) for owed, _ in failed}
-        self.report([owed for owed in batch if id(owed) not in lost])
+        placed = [owed for owed in batch if id(owed) not in lost]
+        self.tell_smaller(name, placed)
+        self.report(placed)
         if not failed:
             self.complaints.settle(name)
             return
@@ -145,7 +148,7 @@ class Copier:
         for owed, cause in failed:
             plan(owed, cause, now, self.longest_pause)
         self.waiting += [owed for owed, _ in failed]
-        self.tell(name, failed)
+        self.tell(name, failed, now)
 
     def try_publishing(self, name: str, batch: list[Owed]) -> list[tuple[Owed, WorkqueueError]]:
         """The copies that are not safe, each with its cause."""
@@ -206,19 +209,24 @@ class Copier:
         except Exception:
             log.exception("queue %s could not be made again", name)
 
-    def tell(self, name: str, failed: list[tuple[Owed, WorkqueueError]]) -> None:
+    def tell(self, name: str, failed: list[tuple[Owed, WorkqueueError]], now: float) -> None:
         """Each kind of trouble once, and again while it lasts. One that the next try may well
         overcome is none."""
         if self.stopping.is_set():
             return
         for owed, cause in failed:
+            at_once = owed.next_try <= now or (owed.tries == 1 and isinstance(cause, Unroutable))
+            if at_once:
+                continue
+            text = f"copies for {name} cannot be placed, and are tried again: {cause}"
             if isinstance(cause, CannotWait):
                 text = f"retries of {name} have no delay queue, and wait in the worker: {cause}"
-            elif owed.tries > 1 or not isinstance(cause, TooLarge | Interrupted | Unroutable):
-                text = f"copies for {name} cannot be placed, and are tried again: {cause}"
-            else:
-                continue
             self.complaints.say(name, type(cause).__name__, text)
+
+    def tell_smaller(self, name: str, placed: list[Owed]) -> None:
+        for form in {owed.form for owed in placed} - {Form.WHOLE}:
+            text = f"copies for {name} are placed {form.value}: RabbitMQ does not take them whole"
+            self.complaints.say(f"{name} {form.name}", "form", text)
 
     def note_trouble(self) -> None:
         again = [owed for owed in self.waiting if owed.tries]

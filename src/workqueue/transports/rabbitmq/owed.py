@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from enum import Enum
 
 from msgspec.structs import replace
 
 from workqueue.errors import QueueFull, Refused, TooLarge, WorkqueueError
 from workqueue.message import Delivery, Message
-from workqueue.transports.copies import ERROR, REASON, bare_copy
+from workqueue.transports.forms import Form, in_form
 from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 20.0
@@ -29,21 +28,9 @@ longest."""
 LAST_PAUSES = 1.0
 """Seconds, at most, between two tries while the worker drains: it will not wait much longer."""
 
-SHORT_REASON = 200
-"""Characters of the reason that a copy without error text keeps."""
-
 DETOUR = 1.0
 """Seconds. A queue that is full refuses a copy, but not one that waits for its time: that one the
 broker keeps until there is room."""
-
-
-class Form(Enum):
-    """How much of the message a copy has."""
-
-    WHOLE = "as it is to be"
-    SHORT = "without the error text"
-    BARE = "with no headers but ours, and properties cut to what AMQP holds"
-    LEAST = "besides, without the properties that only an answer needs"
 
 
 @dataclass(slots=True, eq=False)
@@ -118,19 +105,3 @@ def shrink(owed: Owed, now: float) -> None:
         if smaller != owed.message:
             owed.message, owed.next_try = smaller, now
             return
-
-
-def in_form(message: Message, form: Form) -> Message:
-    match form:
-        case Form.WHOLE:
-            return message
-        case Form.SHORT:
-            headers = dict(message.headers)
-            headers.pop(ERROR, None)
-            if isinstance(reason := headers.get(REASON), str):
-                headers[REASON] = reason[:SHORT_REASON]
-            return replace(message, headers=headers)
-        case Form.BARE:
-            return bare_copy(message)
-        case Form.LEAST:
-            return replace(message, reply_to=None, correlation_id=None, app_id=None)

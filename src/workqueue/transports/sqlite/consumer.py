@@ -27,7 +27,7 @@ from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import Database, Unavailable
 from workqueue.transports.sqlite.life import enter, leave
-from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
+from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
 log = logging.getLogger("workqueue.sqlite")
@@ -245,7 +245,7 @@ class SQLiteConsumer:
                 case Retry(delivery, _, delay, failed):
                     gone.append(delivery.receipt)
                     copy = retry_copy(delivery, delay, failed=failed)
-                    again.append(pack(copy, store.largest_row(connection)))
+                    again.append(pack_copy(copy, store.largest_row(connection)))
                 case Reject(delivery, reason, error):
                     gone.append(delivery.receipt)
                     store.bury(connection, delivery, reason, error, now, this_worker())
