@@ -22,9 +22,10 @@ from workqueue.health import state_of
 from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import eventually
 from workqueue.transport import Ack, QueueSpec, QueueType
-from workqueue.transports.rabbitmq import driver, publisher
+from workqueue.transports.rabbitmq import driver, publisher, wire
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
 from workqueue.transports.rabbitmq.ladder import DUE, Level
+from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
 pytestmark = pytest.mark.usefixtures("no_settling")
 
@@ -354,6 +355,29 @@ def test_blocked_for_longer_than_a_confirm_may_take(
         eventually(lambda: work.dead == 20, within=PATIENCE)
     assert set(work.runs.values()) == {1}
     assert work.dead == 20
+
+
+def test_a_confirm_that_never_comes(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the copy was stored: it is sent again, and may be there twice; its task is not."""
+    monkeypatch.setattr("workqueue.transports.rabbitmq.copier.CONFIRM_TIMEOUT", 1.0)
+    deaf: list[RabbitMQPublisher] = []
+    heard = RabbitMQPublisher.on_method
+
+    def on_method(self: RabbitMQPublisher, inbound: wire.Inbound) -> None:
+        if self.patient and not deaf:
+            deaf.append(self)
+        if self not in deaf:
+            heard(self, inbound)
+
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 1)
+    monkeypatch.setattr(RabbitMQPublisher, "on_method", on_method)
+    with failing(transport, retry=ONE_ATTEMPT) as work:
+        eventually(lambda: work.dead == 2, within=PATIENCE)
+    assert work.runs == {b"0": 1}
+    assert transport.stats("q").ready == 0
 
 
 # -- what was settled last ------------------------------------------------------------------------
