@@ -417,6 +417,18 @@ class TakesBack(Protocol):
         ...
 
 
+@runtime_checkable
+class Hindered(Protocol):
+    """What a consumer may have besides: it can tell that it takes nothing, and why."""
+
+    @property
+    def hindered(self) -> str | None:
+        """Why no delivery can arrive at the moment, although there may be messages: outcomes that
+        the broker does not take fill the prefetch, or the storage cannot be used. None if nothing
+        is in the way. Any thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that was looked at, and how it is.

@@ -40,6 +40,7 @@ from workqueue.logs import log
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
+from workqueue.progress import Progress
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions, check_timeout
 from workqueue.runners.handler import Handler
@@ -50,6 +51,7 @@ from workqueue.transport import (
     DEAD_SUFFIX,
     Ack,
     Consumer,
+    Hindered,
     Outcome,
     Reject,
     Requeue,
@@ -81,7 +83,11 @@ STOPPING_TIME = 3.0
 """Seconds for the runner to stop what it can, once all must stop now."""
 
 FINISHING_TIME = 5.0
-"""Seconds for the last copies to be confirmed before a drained worker leaves."""
+"""Seconds in which none of the last copies was confirmed, until a drained worker leaves."""
+
+UNPLACED_TIME = 30.0
+"""Seconds in which nothing was finished, until a worker that ends by itself gives up the copies
+that the broker does not take."""
 
 TURN = 1.0
 """Seconds. The longest wait in one turn."""
@@ -112,13 +118,16 @@ NOTHING_ASKED = TaskOptions()
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the deliveries of one run. `forced` is the signal that ended it at once."""
+    """What became of the deliveries of one run. `forced` is the signal that ended it at once;
+    `unplaced` are of those that were retried or dead, but the broker did not take their copies:
+    they run again, as the same attempt."""
 
     done: int = 0
     retried: int = 0
     dead: int = 0
     handed_back: int = 0
     lost: int = 0
+    unplaced: int = 0
     forced: int | None = None
 
     @property
@@ -294,6 +303,8 @@ class Shift:
         self.failure: RunnerFailed | None = None
         self.doubtful: list[tuple[float, Ending]] = []
         self.draining_since: float | None = None
+        self.finishing = Progress(FINISHING_TIME)
+        self.placing = Progress(UNPLACED_TIME)
         self.alarm = threading.Condition()  # a signal may ring it while we have its lock
 
     # -- told from outside
@@ -387,9 +398,17 @@ class Shift:
         if self.stops and self.consumer is None:
             return True  # never connected, or the connection is gone: nothing to hand back
         if self.draining_since is not None:
-            waited = time.monotonic() - self.draining_since
-            return self.nothing_left() or waited > self.worker.grace + FINISHING_TIME
+            return self.nothing_left() or not self.finishing_goes_on(self.draining_since)
         return False
+
+    def finishing_goes_on(self, since: float) -> bool:
+        """Tasks have their grace. Then copies may still be on their way to where they belong: that
+        may last as long as more and more of them arrive, but not after a second signal."""
+        now = time.monotonic()
+        if self.running or self.consumer is None:
+            return now - since <= self.worker.grace + FINISHING_TIME
+        left = 0 if self.stops > 1 else self.consumer.unsettled
+        return self.finishing.goes_on(left, now)
 
     def nothing_left(self) -> bool:
         return not self.running and self.consumer is not None and not self.consumer.unsettled
@@ -410,7 +429,8 @@ class Shift:
             self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
         if self.stops:
             return
-        if self.only_put_off() or (not received and (self.empty() or self.enough())):
+        in_vain = self.only_put_off() or self.cannot_be_emptied(consumer)
+        if in_vain or (not received and (self.empty() or self.enough())):
             self.stop()
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
@@ -557,6 +577,22 @@ class Shift:
             max(0.0, self.next_later - time.monotonic()),
             time.monotonic() - self.progressed_at,
         )
+
+    def cannot_be_emptied(self, consumer: Consumer) -> bool:
+        """Whether `until_empty` waits in vain, for copies that the broker does not take."""
+        left = len(self.running), consumer.unsettled
+        if self.placing.goes_on(left, time.monotonic()) or not self.until_empty or self.running:
+            return False
+        if not consumer.unsettled or self.stops:
+            return False
+        why = consumer.hindered if isinstance(consumer, Hindered) else None
+        log.error(
+            "giving up after %g s: the copies of %d tasks cannot be placed%s",
+            UNPLACED_TIME,
+            consumer.unsettled,
+            f": {why}" if why else "",
+        )
+        return True
 
     def take_no_more(self, consumer: Consumer) -> None:
         """Once all were taken that are to be run, the consumer keeps no others from others."""
@@ -789,6 +825,8 @@ class Shift:
         consumer, self.consumer = self.consumer, None
         try:
             if consumer is not None:
+                if self.draining_since is not None:
+                    self.tally.unplaced = consumer.unsettled
                 consumer.close()
         finally:
             self.runner.close()
@@ -876,7 +914,9 @@ class Shift:
             return True
         if isinstance(error, StorageDamaged):
             return False
-        return self.let_in and isinstance(error, AccessRefused | StorageError | QueueNotFound)
+        return self.let_in and isinstance(
+            error, AccessRefused | ConfigError | StorageError | QueueNotFound
+        )
 
     def wait_before_next(self, state: Any) -> float:
         from tenacity import wait_random_exponential

@@ -21,6 +21,10 @@ from workqueue.worker import Tally, Worker
 SECRETS = ("WORKQUEUE_URL", "WORKQUEUE_URL_FILE", "WORKQUEUE_MANAGEMENT_URL")
 """Not for the environment of commands, unless asked for: they hold passwords."""
 
+UNPLACED = 69
+"""Exit code of a worker that left tasks behind whose copies the broker did not take: as for a
+broker that cannot be reached, another run may succeed."""
+
 
 class WorkCommand(PlainCommand):
     """Insists on -- before the command of --exec: without it, its options would be taken for
@@ -276,6 +280,8 @@ def work(
     report(session, queue, tally)
     if tally.forced:
         sys.exit(128 + tally.forced)
+    if tally.unplaced:
+        sys.exit(UNPLACED)
 
 
 def report(session: Session, queue: str, tally: Tally) -> None:
@@ -288,4 +294,6 @@ def report(session: Session, queue: str, tally: Tally) -> None:
         told += f", {tally.handed_back} handed back"
     if tally.lost:
         told += f", {tally.lost} lost to other workers"
+    if tally.unplaced:
+        told += f"; {tally.unplaced} of them run again: the broker did not take their copies"
     session.say(f"stopped: {told}")

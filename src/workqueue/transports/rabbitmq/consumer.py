@@ -30,6 +30,7 @@ from msgspec.structs import replace
 
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
 from workqueue.message import Delivery, Message
+from workqueue.progress import Progress
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
 from workqueue.transports.copies import (
@@ -41,10 +42,11 @@ from workqueue.transports.copies import (
     this_worker,
 )
 from workqueue.transports.rabbitmq import wire
-from workqueue.transports.rabbitmq.copier import Copier, Copy
+from workqueue.transports.rabbitmq.copier import Copier
 from workqueue.transports.rabbitmq.ladder import without_waiting
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.migration import GateProbe
+from workqueue.transports.rabbitmq.owed import Owed
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
@@ -75,7 +77,15 @@ WIDE = 50
 """A prefetch from which on there is always more under way than an instant brings."""
 
 COPY_PATIENCE = 2.0
-"""Seconds for copies to become safe before a consumer closes."""
+"""Seconds in which no copy became safe, until a consumer that closes waits no longer for them."""
+
+UNHEARD = 16
+"""Settlements that a stopped lane writes without asking whether the queue has applied them. Of 32
+that a quorum queue has not answered (`quorum_commands_soft_limit`, rabbit_fifo_client.erl),
+RabbitMQ's channel keeps further ones back, and forgets those when it is closed."""
+
+FAREWELL_TIME = 2.0
+"""Seconds for each answer of the broker to a consumer that closes."""
 
 
 class Lane:
@@ -92,6 +102,9 @@ class Lane:
         self.arrived = arrived
         self.held: dict[int, Delivery] = {}
         self.before = 0
+        self.unheard = 0
+        self.consumers: list[tuple[int, str]] = []
+        self.uninvited: list[int] | None = None
         self.ended: str | None = None
         classic = survey.type == "classic"
         counted = classic or survey.abilities.counts_hand_backs
@@ -111,6 +124,8 @@ class Lane:
         self.tag: str | None = self.channel.basic_consume(
             self.survey.queue, no_ack=False, arguments=self.survey.consumer_arguments()
         )
+        earlier = self.consumers if self.held else []
+        self.consumers = [*earlier, (self.before, self.tag)]
 
     def widen(self, prefetch: int) -> None:
         """Room for so many more, without another channel."""
@@ -124,6 +139,8 @@ class Lane:
         if self.tag is not None:
             self.channel.basic_cancel(self.tag)
             self.tag = None
+            # Since 4.0 the channel passes on what it kept back before it cancels.
+            self.unheard = 0 if self.survey.abilities.cancel_settles else UNHEARD
 
     @property
     def room(self) -> float:
@@ -172,31 +189,71 @@ class Lane:
             unreadable=inbound.unreadable,
             receipt=(self, tag),
         )
-        self.arrived(delivery, counted=not redelivered)
+        if self.uninvited is None:
+            self.arrived(delivery, counted=not redelivered)
+        else:
+            self.uninvited.append(tag)
 
     def ack(self, tags: list[int]) -> bytes:
         """Frames that acknowledge `tags`, in as few as can be."""
-        frames = []
-        acked = set(tags)
-        through = 0
-        for tag in self.held:  # in the order of delivery, so of tags
-            if tag not in acked:
-                break
-            through = tag
-        if through:
-            frames.append(wire.encode_ack(self.number, through, multiple=True))
-        frames += [
-            wire.encode_ack(self.number, tag, multiple=False) for tag in tags if tag > through
-        ]
-        for tag in tags:
-            del self.held[tag]
-        return b"".join(frames)
+        return self.settle(tags, wire.encode_ack, len(tags))
 
     def give_back(self, tags: list[int]) -> bytes:
-        """Frames that hand `tags` back to the queue."""
-        for tag in tags:
-            del self.held[tag]
-        return b"".join(wire.encode_nack(self.number, tag, multiple=False) for tag in tags)
+        """Frames that hand `tags` back to the queue, in as few as keep their order."""
+        return self.settle(tags, wire.encode_nack, self.survey.abilities.most_handed_back)
+
+    def settle(self, tags: list[int], encode: Callable[..., bytes], most: int) -> bytes:
+        """Frames that settle `tags`, each up to `most` of them. A stopped lane writes some of them
+        itself, and waits until the queue has applied those."""
+        frames: list[bytes] = []
+        wanted = set(tags)
+        whole = list(takewhile(wanted.__contains__, self.held))  # `held` is in the order of tags
+        through = whole[-1] if whole else 0
+        runs = [whole[first : first + most] for first in range(0, len(whole), most)]
+        runs += [[tag] for tag in tags if tag > through]
+        for run in runs:
+            if self.unheard >= UNHEARD and self.tag is None:
+                self.link.wire.write(b"".join(frames))
+                frames = [self.wait_until_applied()]
+            frames.append(encode(self.number, run[-1], multiple=len(run) > 1))
+            self.unheard += 1
+            for tag in run:
+                del self.held[tag]
+        return b"".join(frames)
+
+    def wait_until_applied(self) -> bytes:
+        """Return when a quorum queue has applied all that this stopped lane settled; what it
+        holds, at least one delivery, stays.
+
+        A consumer's beginning and its end each wait for the queue's log, and so for everything
+        that the channel passed on to the queue before. A consumer under the tag of one that was
+        cancelled goes on with what is unsettled of that one: with a prefetch of one it gets
+        nothing new (rabbit_fifo.erl, `merge_consumer`). Should it get something all the same, the
+        returned frames hand that back.
+        """
+        self.unheard = 0
+        if self.survey.type == "classic":
+            return b""  # RabbitMQ's channel keeps nothing back from these
+        newest = next(reversed(self.held))
+        tag = next(tag for before, tag in reversed(self.consumers) if before < newest)
+        self.uninvited = []
+        self.channel.basic_qos(0, 1, False)
+        self.channel.basic_consume(
+            self.survey.queue,
+            consumer_tag=tag,
+            no_ack=False,
+            arguments=self.survey.consumer_arguments(),
+        )
+        self.channel.basic_cancel(tag)
+        uninvited, self.uninvited = self.uninvited, None
+        for delivery_tag in uninvited:
+            del self.held[delivery_tag]
+        return b"".join(wire.encode_nack(self.number, one, multiple=False) for one in uninvited)
+
+    def settle_through(self) -> None:
+        """Return when the queue has all that this stopped lane settled: nothing of it is undone
+        by hanging up. Raises ConnectionLost or ChannelClosed if that cannot be known."""
+        settle_through(self.channel, self.survey.queue)
 
     def close(self) -> None:
         """Hang up this lane alone; what it held goes back to the queue."""
@@ -209,6 +266,17 @@ class Lane:
     def ignore(self, inbound: wire.Inbound) -> None:
         if inbound.method == wire.CHANNEL_CLOSE:
             self.link.wire.forget_channel(self.number)
+
+
+def settle_through(channel: amqp.Channel, queue: str) -> None:
+    """Return when `queue` has all that was settled on `channel`, whose consumer was cancelled.
+
+    RabbitMQ's channel asks the queue's own process for its counts, which comes after all that the
+    channel sent there. Twice, since the first answer may overtake the news that lets the channel
+    send what it kept back (before 4.0, where cancelling does not).
+    """
+    for _ in range(2):
+        channel.queue_declare(queue, passive=True)
 
 
 class RabbitMQConsumer:
@@ -227,7 +295,7 @@ class RabbitMQConsumer:
         self.queue = survey.queue
         self.arrivals: deque[Delivery] = deque()
         self.out: set[Delivery] = set()
-        self.copying: set[Delivery] = set()
+        self.copying: dict[Delivery, Owed] = {}
         self.taken_back: list[Delivery] = []
         self.paused = False
         self.finished: str | None = None
@@ -339,7 +407,7 @@ class RabbitMQConsumer:
             self.arrivals = deque(d for d in self.arrivals if d not in held)
             self.taken_back += [d for d in lane.held.values() if d in self.out]
             self.out -= held
-            self.copying -= held
+            self.forget_copies(held, lane.ended or "")
             log.warning("RabbitMQ took back what a consumer of %s held: %s", self.queue, lane.ended)
 
     # -- holding more and less
@@ -440,21 +508,39 @@ class RabbitMQConsumer:
         self.write([lane.give_back(tags) for lane, tags in untouched.items()])
 
     def copy(self, delivery: Delivery, queue: str, message: Message) -> None:
-        self.copying.add(delivery)
-        self.copier.post(Copy(delivery, queue, message))
+        """The original stays with us, and counts in the prefetch, until its copy is safe."""
+        owed = self.copying[delivery] = Owed(delivery, queue, message, time.monotonic())
+        self.copier.post(owed)
 
     def acknowledge_copied(self) -> None:
-        """Copies that became safe replace their originals; an original whose copy did not goes
-        back."""
-        frames = []
-        for copy, safe in self.copier.collect():
-            if copy.delivery not in self.copying:
-                continue  # taken back meanwhile: the copy is a duplicate, under the same id
-            self.copying.discard(copy.delivery)
-            lane, tag = copy.delivery.receipt
-            frames.append(lane.ack([tag]) if safe else lane.give_back([tag]))
+        """Copies that became safe replace their originals."""
+        tags: dict[Lane, list[int]] = defaultdict(list)
+        for owed in self.copier.collect():
+            if self.copying.pop(owed.delivery, None):  # else taken back meanwhile: a duplicate
+                lane, tag = owed.delivery.receipt
+                tags[lane].append(tag)
+        frames = [lane.ack(sorted(copied)) for lane, copied in tags.items()]
         if frames:
             self.link.wire.write(b"".join(frames))
+
+    def forget_copies(self, deliveries: set[Delivery], why: str) -> None:
+        """The broker has these originals back: their outcomes are not kept any longer."""
+        forgotten = [self.copying.pop(one) for one in deliveries if one in self.copying]
+        for owed in forgotten:
+            owed.dropped = True
+        if forgotten:
+            log.warning(
+                "%d tasks of %s run again as the same attempt: no copy of them was safe yet (%s)",
+                len(forgotten),
+                self.queue,
+                why,
+            )
+
+    @property
+    def hindered(self) -> str | None:
+        """See `workqueue.transport.Hindered`: copies that cannot be placed fill the prefetch."""
+        waiting, why = self.copier.trouble
+        return why if self.prefetch and waiting >= self.prefetch else None
 
     def write(self, frames: list[bytes]) -> None:
         if frames:
@@ -480,6 +566,7 @@ class RabbitMQConsumer:
         if self.paused:
             return
         self.paused = True
+        self.copier.hurry()
         with self.at_the_wire():
             for lane in self.lanes:
                 lane.stop()
@@ -498,31 +585,43 @@ class RabbitMQConsumer:
     def finish(self, why: str) -> None:
         self.finished = why
         self.out.clear()
-        self.copying.clear()
+        self.forget_copies(set(self.copying), why)
         self.arrivals.clear()
         self.copier.close()
 
     def wait_for_copies(self) -> None:
-        """A little: an original that goes back while its copy is on its way is a duplicate."""
-        deadline = time.monotonic() + COPY_PATIENCE
+        """As long as there are fewer and fewer on their way: an original that goes back while its
+        copy is made safe is a duplicate."""
+        progress = Progress(COPY_PATIENCE)
         with suppress(ConsumerLost):
-            while self.copying and time.monotonic() < deadline:
+            while self.copying and progress.goes_on(len(self.copying), time.monotonic()):
                 self.turn(0.05)
 
     def close(self) -> None:
-        """Handed back one by one, not by hanging up: that would count as a failed delivery."""
+        """Handed back one by one, not by hanging up, which would count as a failed delivery. Only
+        what ran and has no copy counts as one: it would else run again and again, for ever."""
         if self.finished is None:
             self.wait_for_copies()
         if self.finished is None:
+            self.link.wire.call_timeout = FAREWELL_TIME
             try:
                 with translated():
-                    frames = [lane.give_back(list(lane.held)) for lane in self.lanes]
-                    self.link.wire.write(b"".join(frames), timeout=2.0)
+                    self.hand_back_and_settle()
             except (ConnectionLost, ChannelClosed):
                 pass  # then the broker takes them back by itself
             self.finish("this consumer is closed")
             self.link.close()
         self.bell.close()
+
+    def hand_back_and_settle(self) -> None:
+        """All lanes stopped, what is not settled handed back, and all of that heard."""
+        alive = [lane for lane in self.lanes if lane.ended is None]
+        for lane in alive:
+            lane.stop()
+            unsettled = [tag for tag, held in lane.held.items() if held not in self.copying]
+            self.link.wire.write(lane.give_back(unsettled), timeout=FAREWELL_TIME)
+        for lane in alive:
+            lane.settle_through()
 
 
 def lend_for_a_look(link: Link, queue: str, count: int) -> list[Delivery]:

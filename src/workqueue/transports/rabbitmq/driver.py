@@ -146,7 +146,7 @@ class RabbitMQTransport:
         try:
             declare(link, name, dead_arguments())
         except ChannelClosed as closed:
-            if closed.code != PRECONDITION_FAILED:
+            if closed.code != PRECONDITION_FAILED or parse_refusal(closed.text) is None:
                 raise
             return False  # somebody else made it meanwhile, in another way
         return True
@@ -204,7 +204,8 @@ class RabbitMQTransport:
     def repair(self, queue: str) -> None:
         """A dead-letter queue that somebody deleted is made again."""
         with self.link("setup") as link:
-            self.ensure_dead(link, queue + DEAD_SUFFIX)
+            if self.ensure_dead(link, queue + DEAD_SUFFIX):
+                settle()
 
     # -- look and mend
 

@@ -7,6 +7,8 @@ import re
 import time
 from collections.abc import Sequence
 
+import amqp
+
 from workqueue.errors import (
     BrokerBlocked,
     ConnectionLost,
@@ -20,6 +22,7 @@ from workqueue.errors import (
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
 from workqueue.transports.rabbitmq.confirms import Confirms
 from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
@@ -50,6 +53,10 @@ IDLE = 10.0
 
 PROOF_TIMEOUT = 3.0
 
+DIRECT_REPLY = "amq.rabbitmq.reply-to"
+
+FRAME_ERROR = 501
+
 JUST_USED = 0.01
 """Seconds in which a channel that was used is not looked at before it is used again. What happened
 to it meanwhile shows when the confirm does not come; a sender in a loop is spared the look."""
@@ -57,7 +64,12 @@ to it meanwhile shows when the confirm does not come; a sender in a loop is spar
 
 class RabbitMQPublisher:
     """See `workqueue.transport.Publisher`. A connection of its own, without heartbeats: every
-    publish waits for its confirm anyway, and an idle sender need not wake up for them."""
+    publish waits for its confirm anyway, and an idle sender need not wake up for them.
+
+    A `patient` one counts the timeout of a publish from when RabbitMQ last confirmed anything, and
+    not while it is blocked: to hang up and send again would store everything twice. `abandoned` may
+    be set by another thread, and ends the wait of a publish within a second.
+    """
 
     def __init__(
         self,
@@ -74,6 +86,9 @@ class RabbitMQPublisher:
         self.size_limit = LARGEST
         self.blocked = False
         self.closed = False
+        self.patient = False
+        self.abandoned = False
+        self.heard_at = time.monotonic()
         self.link = Link(address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked)
         try:
             self.open_channel()
@@ -99,6 +114,7 @@ class RabbitMQPublisher:
     # -- what the broker says
 
     def on_method(self, inbound: wire.Inbound) -> None:
+        self.heard_at = time.monotonic()
         match inbound.method:
             case wire.ACK:
                 self.confirms.on_ack(*wire.decode_settled(inbound.arguments))
@@ -120,15 +136,18 @@ class RabbitMQPublisher:
 
     def on_unblocked(self) -> None:
         self.blocked = False
+        self.heard_at = time.monotonic()
         log.warning("RabbitMQ takes messages again")
 
     # -- what we say
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        self.patience = timeout
         self.make_sure()
         confirms = self.confirms
         self.begun = 0
+        self.heard_at = time.monotonic()
         try:
             with translated():
                 self.write_all(queue, messages, deadline)
@@ -150,9 +169,9 @@ class RabbitMQPublisher:
         writer = self.writer(queue)
         room = 0
         for message in messages:
-            large = len(message.body) >= LARGE
-            if large or not room or self.blocked:
-                room = self.make_room(deadline, WINDOW if large else MORE)
+            alone = travels_alone(message)
+            if alone or not room or self.blocked:
+                room = self.make_room(deadline, WINDOW if alone else MORE)
             if self.closing:
                 return
             frames = self.encode(queue, message, writer)
@@ -162,7 +181,7 @@ class RabbitMQPublisher:
             self.confirms.published(message)
             self.gathered.append(frames)
             self.gathered_size += len(frames)
-            room = self.make_room(deadline, WINDOW) if large else room - 1
+            room = self.make_room(deadline, WINDOW) if alone else room - 1
             if self.gathered_size >= WRITE_SIZE:
                 self.flush(deadline)
                 self.take_what_is_there()
@@ -208,7 +227,7 @@ class RabbitMQPublisher:
         except QueueNotFound as error:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
-            self.confirms.failures.append((message, Refused(f"it cannot wait: {error.text}")))
+            self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error.text}")))
         except wire.TooLong as error:
             self.confirms.failures.append((message, TooLarge(str(error))))
         except wire.WireError as error:
@@ -225,7 +244,7 @@ class RabbitMQPublisher:
     def flush(self, deadline: float) -> None:
         data, self.gathered, self.gathered_size = b"".join(self.gathered), [], 0
         if data and not self.closing:
-            self.link.wire.write(data, timeout=deadline - time.monotonic())
+            self.link.wire.write(data, timeout=self.time_left(deadline))
 
     def take_what_is_there(self) -> None:
         if self.link.wire.wait_readable(0):
@@ -240,12 +259,23 @@ class RabbitMQPublisher:
         while (WINDOW - self.confirms.open < room or self.blocked) and not self.closing:
             if not self.blocked:
                 self.flush(deadline)
-            left = deadline - time.monotonic()
+            left = self.time_left(deadline)
             if left <= 0:
                 raise Stalled
             if self.link.wire.wait_readable(min(left, 1.0)):
                 self.link.wire.read()
         return WINDOW - self.confirms.open
+
+    def time_left(self, deadline: float) -> float:
+        """Seconds until a publish gives up."""
+        now = time.monotonic()
+        if self.abandoned:
+            return 0.0
+        if self.patient:
+            if self.blocked:
+                self.heard_at = now
+            deadline = max(deadline, self.heard_at + self.patience)
+        return deadline - now
 
     # -- what became of it
 
@@ -254,6 +284,8 @@ class RabbitMQPublisher:
             return BrokerBlocked("RabbitMQ takes no messages for now (memory or disk alarm)")
         if isinstance(error, Stalled):
             return Unconfirmed("RabbitMQ did not confirm it in time")
+        if blames_a_message(error.__cause__):
+            return Interrupted(str(error))
         return Unconfirmed(str(error))
 
     def account_for_closing(self, confirms: Confirms, unsent: Sequence[Message]) -> None:
@@ -263,10 +295,14 @@ class RabbitMQPublisher:
         size, limit = sizes_in(self.closing.text)
         if limit:
             self.size_limit = limit
+        on_the_way = confirms.open
         for message in open_messages:
-            confirms.failures.append((message, self.cause_of_closing(message, size, limit)))
+            # What was never written is not at fault; of several, nobody knows which one is.
+            alone = on_the_way == 1 and message is open_messages[0]
+            cause = self.cause_of_closing(message, size, limit, alone=alone)
+            confirms.failures.append((message, cause))
 
-    def cause_of_closing(self, message: Message, size: int, limit: int) -> NotSent:
+    def cause_of_closing(self, message: Message, size: int, limit: int, *, alone: bool) -> NotSent:
         assert self.closing is not None
         if size and len(message.body) == size:
             return TooLarge(too_large(size, limit))
@@ -274,8 +310,10 @@ class RabbitMQPublisher:
             self.delays.forget()
             return Unroutable(self.closing.text)
         if self.closing.code == 403:
+            return Forbidden(self.closing.text)
+        if alone:
             return Refused(self.closing.text)
-        return Unconfirmed(f"RabbitMQ closed the channel: {self.closing.text}")
+        return Interrupted(f"RabbitMQ closed the channel: {self.closing.text}")
 
     def report(self, confirms: Confirms, total: int) -> None:
         failures, confirms.failures = confirms.failures, []
@@ -290,6 +328,26 @@ class RabbitMQPublisher:
 
 class Stalled(Exception):
     """No confirm in time."""
+
+
+def travels_alone(message: Message) -> bool:
+    """Whether RabbitMQ may answer this message by closing the channel: what else is on its way
+    would be refused for it, and nobody could say what became of that.
+
+    It does so with one over its max_message_size; with one that asks for answers without a queue,
+    which only a consumer of such answers may (RabbitMQ documentation, "Direct Reply-to"); and with
+    a CC or BCC header that is no list ("Sender-selected Distribution").
+    """
+    if len(message.body) >= LARGE or message.reply_to == DIRECT_REPLY:
+        return True
+    headers = message.headers
+    return bool(headers) and ("CC" in headers or "BCC" in headers)
+
+
+def blames_a_message(error: BaseException | None) -> bool:
+    """Whether RabbitMQ closed the connection for what was sent on it: AMQP's codes of hard errors,
+    but not that of a broker that is being stopped (320) or of a person who closed it."""
+    return isinstance(error, amqp.AMQPError) and (error.reply_code or 0) >= FRAME_ERROR
 
 
 def too_large(size: int, limit: int) -> str:

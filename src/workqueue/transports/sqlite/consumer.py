@@ -27,7 +27,7 @@ from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import Database, Unavailable
 from workqueue.transports.sqlite.life import enter, leave
-from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
+from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
 log = logging.getLogger("workqueue.sqlite")
@@ -69,7 +69,7 @@ class SQLiteConsumer:
         self.lost: set[Delivery] = set()
         self.paused = False
         self.ended = ""
-        self.troubled = False
+        self.trouble = ""
         self.plenty = True
         self.pace = SOON
         self.next_beat = 0.0
@@ -92,6 +92,11 @@ class SQLiteConsumer:
     @property
     def unsettled(self) -> int:
         return len(self.out) + len(self.owed)
+
+    @property
+    def hindered(self) -> str | None:
+        """See `workqueue.transport.Hindered`."""
+        return self.trouble or None
 
     # -- receive -------------------------------------------------------------------------------
 
@@ -124,6 +129,8 @@ class SQLiteConsumer:
                 self.next_tick = 0.0
                 if taken := self.take(room):
                     return taken
+            if room > 0:
+                self.trouble = ""  # nothing to take, and nothing owed
             if time.monotonic() >= deadline:
                 return []
             until = min(deadline, self.next_beat)
@@ -181,16 +188,16 @@ class SQLiteConsumer:
         taken = [lend(row, self.queue) for row in rows]
         self.out.update(taken)
         self.plenty = len(taken) == room
-        self.troubled = False
+        self.trouble = ""
         if taken:
             self.pace = SOON
         return taken
 
     def say(self, trouble: Unavailable) -> None:
         """Once, until it is over."""
-        if not self.troubled:
+        if not self.trouble:
             log.warning("%s; waiting until it can be used again", trouble)
-            self.troubled = True
+        self.trouble = str(trouble)
 
     # -- settle --------------------------------------------------------------------------------
 
@@ -238,7 +245,7 @@ class SQLiteConsumer:
                 case Retry(delivery, _, delay, failed):
                     gone.append(delivery.receipt)
                     copy = retry_copy(delivery, delay, failed=failed)
-                    again.append(pack(copy, store.largest_row(connection)))
+                    again.append(pack_copy(copy, store.largest_row(connection)))
                 case Reject(delivery, reason, error):
                     gone.append(delivery.receipt)
                     store.bury(connection, delivery, reason, error, now, this_worker())
@@ -270,6 +277,13 @@ class SQLiteConsumer:
         if os.getpid() == self.database.pid:
             with suppress(WorkqueueError):
                 self.settle_owed()
+            if self.owed:
+                log.warning(
+                    "%d tasks of %s run again as the same attempt: what became of them could not "
+                    "be written down",
+                    len(self.owed),
+                    self.queue,
+                )
             # If giving back fails, the lock is let go of all the same, and others give it back.
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
