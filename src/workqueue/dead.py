@@ -16,21 +16,22 @@ from typing import Any
 from msgspec.structs import replace
 
 from workqueue.errors import NotSent, QueueNotFound
-from workqueue.message import EXPIRES_AT, Delivery, Message
+from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Transport
 from workqueue.transports.copies import (
     DEAD_AT,
-    DEATHS,
     ERROR,
     FAILURES,
     ORIGIN,
+    OUR_HEADERS,
     REASON,
     WORKER,
     attempt_of,
+    last_death,
     without_brokers_own,
 )
 
-OURS = frozenset({DEAD_AT, DEATHS, ERROR, EXPIRES_AT, FAILURES, ORIGIN, REASON, WORKER})
+OURS = OUR_HEADERS
 """Headers about a message's life, which a message that is sent again begins anew."""
 
 BATCH = 100
@@ -241,7 +242,11 @@ def chosen(
 def read_letter(delivery: Delivery) -> DeadLetter:
     """What a message in a dead-letter queue says of its end, whoever put it there."""
     headers = delivery.message.headers
-    broker_says = last_death(headers) if REASON not in headers else {}
+    broker_says = last_death(headers)
+    if broker_says and REASON in headers:
+        # Our copies leave out what the broker noted: it set the message aside after somebody had
+        # brought it back, and ours is of the time before.
+        headers = as_new(delivery.message).headers
     queue = text_in(headers, ORIGIN) or str(broker_says.get("queue") or "")
     reason = text_in(headers, REASON) or brokers_reason(broker_says)
     attempts = headers.get(FAILURES)
@@ -263,14 +268,6 @@ def as_new(message: Message) -> Message:
         if name not in OURS
     }
     return replace(message, headers=headers)
-
-
-def last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """RabbitMQ's own record of the last time it set the message aside."""
-    deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
-        return deaths[0]
-    return {}
 
 
 def brokers_reason(death: Mapping[str, Any]) -> str:

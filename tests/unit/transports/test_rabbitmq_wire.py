@@ -360,11 +360,25 @@ def test_milliseconds_where_seconds_belong() -> None:
     assert message_in(inbound).id == "the-id"
 
 
-@pytest.mark.parametrize("seconds", [0, 2**31, 253_402_300_800, 2**53, 2**63, 2**64 - 1])
-def test_any_time_at_all(seconds: int) -> None:
-    """The first second that is no date, and the last that fits the wire, are numbers."""
-    headers = message_in(read_one(delivery(with_headers(entry("T", pack(">Q", seconds)))))).headers
-    assert headers["h"] in (seconds, datetime.fromtimestamp(min(seconds, 2**32), UTC))
+@pytest.mark.parametrize(
+    ("seconds", "arrives"),
+    [
+        (0, datetime(1970, 1, 1, tzinfo=UTC)),
+        (2**31, datetime(2038, 1, 19, 3, 14, 8, tzinfo=UTC)),
+        (-315_619_200, datetime(1960, 1, 1, tzinfo=UTC)),
+        (-62_135_596_800, datetime(1, 1, 1, tzinfo=UTC)),
+        (253_402_300_799, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (253_402_300_800, 253_402_300_800),
+        (-62_135_596_801, -62_135_596_801),
+        (2**53, 2**53),
+        (2**63 - 1, 2**63 - 1),
+        (-(2**63), -(2**63)),
+    ],
+)
+def test_any_time_at_all(seconds: int, arrives: object) -> None:
+    """RabbitMQ delivers the times of AMQP 1.0 clients with a sign. What is no date is a number."""
+    headers = message_in(read_one(delivery(with_headers(entry("T", pack(">q", seconds)))))).headers
+    assert headers["h"] == arrives
 
 
 def test_a_content_type_that_is_not_text() -> None:
