@@ -4,21 +4,17 @@ is in its one place, whole as far as it can be, and what was brought back begins
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-import amqp
 import pytest
 
 from tests.integration.broker import Broker, Vhost
-from tests.integration.foreign import ForeignClient, headers
-from workqueue import Job, Producer, RetryPolicy, Worker, connect
+from tests.integration.foreign import ForeignClient, headers, longstr
+from workqueue import Job, Producer, Reject, RetryPolicy, Worker, connect
 from workqueue.broker import Broker as OurBroker
-from workqueue.message import Message
 from workqueue.testing import eventually
 from workqueue.transport import QueueSpec, QueueType
 from workqueue.transports.rabbitmq import driver
@@ -143,15 +139,11 @@ def test_what_we_send_goes_to_one_place(ours: OurBroker, client: ForeignClient) 
 # -- what can be read can be said again ------------------------------------------------------------
 
 
-def value(letter: bytes, raw: bytes) -> bytes:
-    return letter + raw
-
-
 ODD_VALUES = {
     b"1960": b"T" + struct.pack(">q", -315_619_200),
     b"year 1": b"T" + struct.pack(">q", -62_135_596_800),
-    b"before": b"T" + struct.pack(">q", -(2**62)),
-    b"ms": b"T" + struct.pack(">q", 1_700_000_000_000),
+    b"long ago": b"T" + struct.pack(">q", -(2**62)),
+    b"milliseconds": b"T" + struct.pack(">q", 1_700_000_000_000),
     b"int8": b"b" + struct.pack(">b", -7),
     b"uint8": b"B" + struct.pack(">B", 250),
     b"int16": b"s" + struct.pack(">h", -300),
@@ -162,10 +154,154 @@ ODD_VALUES = {
     b"double": b"d" + struct.pack(">d", 1e300),
     b"decimal": b"D\x02" + struct.pack(">i", -12_345),
     b"void": b"V",
-    b"bytes": b"x" + struct.pack(">I", 2) + b"\xff\0",
-    b"not UTF-8": b"S" + struct.pack(">I", 2) + b"\xff\xfe",
+    b"bytes": b"x" + longstr(b"\xff\0"),
+    b"not UTF-8": b"S" + longstr(b"\xff\xfe"),
     b"": b"t\x01",
     b"n" * 255: b"t\0",
-    b"\xff" * 200: b"S" + struct.pack(">I", 1) + b"v",
-    b"table": b"F" + struct.pack(">I", 6) + b"\x01a" + b"A" + struct.pack(">I", 0)[:3],
+    b"\xff" * 200: b"S" + longstr(b"v"),
+    b"table": b"F" + longstr(b"\x01a" + b"A" + longstr(b"V")),
 }
+"""Headers by name, as they are on the wire."""
+
+
+def test_all_headers_stay(ours: OurBroker, client: ForeignClient, type_: QueueType) -> None:
+    """Of every type that RabbitMQ takes, through retries, the dead letter, and its requeue."""
+    ours.transport.declare(QueueSpec(name="q", type=type_))
+    table = b"".join(bytes((len(name),)) + name + raw for name, raw in ODD_VALUES.items())
+    client.send_raw("q", headers(table), b"x")
+    [sent] = ours.transport.peek("q", 1)
+    assert len(sent.message.headers) == len(ODD_VALUES)
+    assert sent.message.headers["1960"] == datetime(1960, 1, 1, tzinfo=UTC)
+    for _ in range(2):
+        handler = fail_all(ours)
+        assert handler.attempts == [1, 2]
+        for job in handler.jobs:
+            assert {name: job.headers[name] for name in sent.message.headers} == sent.message.headers
+        [letter] = ours.queue("q").dead.letters()
+        assert letter.message.headers == sent.message.headers
+        ours.queue("q").dead.requeue()
+
+
+def test_what_no_frame_holds_goes_alone(
+    ours: OurBroker, client: ForeignClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy is longer than its original, by its reason and by wider numbers: the largest header is
+    left out, with a line that names it."""
+    ours.transport.declare(QueueSpec(name="q"))
+    numbers = [n % 100 for n in range(60_000)]
+    array = b"A" + longstr(b"".join(b"b" + bytes((n,)) for n in numbers))
+    table = b"\x06tenant" + b"S" + longstr(b"ada") + b"\x07numbers" + array
+    client.send_raw("q", headers(table), b"x")
+    handler = fail_all(ours)
+    assert handler.attempts == [1, 2]
+    assert handler.jobs[0].headers["numbers"] == numbers
+    [letter] = ours.queue("q").dead.letters()
+    assert (letter.message.headers, letter.reason) == ({"tenant": "ada"}, "ValueError: as asked")
+    assert "do not fit into a frame: numbers" in caplog.text
+
+
+def test_a_users_name_stays_behind(ours: OurBroker, client: ForeignClient, broker: Broker) -> None:
+    """RabbitMQ takes a `user_id` only from that user: a copy by another would be refused."""
+    ours.transport.declare(QueueSpec(name="q"))
+    client.send("q", "x", user_id="guest", expiration="3600000", priority=200)
+    handler = fail_all(ours)
+    assert handler.attempts == [1, 2]
+    assert [job.priority for job in handler.jobs] == [200, 200]
+    message = client.get("q.dead")
+    assert not {"user_id", "expiration"} & message.properties.keys()
+    assert message.properties["priority"] == 200
+
+
+# -- brought back by others ------------------------------------------------------------------------
+
+Way = Callable[[Broker, Vhost, ForeignClient], None]
+
+
+def plain_republish(broker: Broker, vhost: Vhost, client: ForeignClient) -> None:
+    """What a script does, or a shovel, which is what "Move messages" of the management UI makes."""
+    while message := client.get("q.dead"):
+        client.channel.basic_publish(message, routing_key="q", confirm_timeout=10)
+        client.channel.basic_ack(message.delivery_info["delivery_tag"])
+
+
+def by_management_api(broker: Broker, vhost: Vhost, client: ForeignClient) -> None:
+    """As with rabbitmqadmin get and publish."""
+    name = quote(vhost.name)
+    taken = {"count": 100, "ackmode": "ack_requeue_false", "encoding": "base64"}
+    for got in broker.manage("POST", f"queues/{name}/q.dead/get", taken):
+        message = {
+            "routing_key": "q",
+            "properties": got["properties"],
+            "payload": got["payload"],
+            "payload_encoding": "base64",
+        }
+        assert broker.manage("POST", f"exchanges/{name}/amq.default/publish", message)["routed"]
+
+
+def by_a_policy(broker: Broker, vhost: Vhost, client: ForeignClient) -> None:
+    """The dead-letter queue has a dead-letter target of its own: what is rejected there is back."""
+    rule = {"dead-letter-exchange": "", "dead-letter-routing-key": "q"}
+    policy = {"pattern": r"^q\.dead$", "apply-to": "queues", "definition": rule}
+    broker.manage("PUT", f"policies/{quote(vhost.name)}/back", policy)
+    name = f"queues/{quote(vhost.name)}/q.dead"
+    eventually(lambda: broker.manage("GET", name).get("policy") == "back")
+    reject_all(client, "q.dead", "q")
+
+
+def reject_all(client: ForeignClient, queue: str, target: str) -> None:
+    """What another client rejects in `queue` is dead-lettered by the broker, to `target`."""
+    while message := client.get(queue):
+        client.channel.basic_reject(message.delivery_info["delivery_tag"], requeue=False)
+    eventually(lambda: client.channel.queue_declare(target, passive=True).message_count)
+
+
+WAYS = [plain_republish, by_management_api, by_a_policy]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_what_was_brought_back_begins_anew(
+    ours: OurBroker, broker: Broker, vhost: Vhost, client: ForeignClient, way: Way
+) -> None:
+    """It has all its attempts again, and its next end is told, not its last."""
+    ours.transport.declare(QueueSpec(name="q"))
+    client.send("q", "x", application_headers={"tenant": "ada"})
+    assert fail_all(ours, max_attempts=3).attempts == [1, 2, 3]
+    way(broker, vhost, client)
+    [waiting] = ours.transport.peek("q", 1)
+    assert (waiting.attempt, waiting.message.headers["tenant"]) == (1, "ada")
+    assert fail_all(ours, max_attempts=2).attempts == [1, 2]
+    [letter] = ours.queue("q").dead.letters()
+    assert (letter.attempt, letter.queue) == (2, "q")
+    way(broker, vhost, client)
+    Worker(ours.queue("q"), refuse).run(until_empty=True)
+    [letter] = ours.queue("q").dead.letters()
+    assert (letter.attempt, letter.reason, letter.error) == (1, "not this one", "")
+
+
+def refuse(job: Job[Any]) -> None:
+    raise Reject("not this one")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_what_the_broker_set_aside_begins_anew(
+    ours: OurBroker, broker: Broker, vhost: Vhost, client: ForeignClient, way: Way
+) -> None:
+    """After two failures of ours, another client rejects it; brought back, it has all its attempts
+    again. Where the same happens once more, that is what is told, and not the end before."""
+    queue = ours.queue("q")
+    queue.declare()
+    client.send("q", "x")
+    again = RetryPolicy(first=0.0, longest=0.0)
+    for _ in range(2):
+        Worker(queue, Failing(), retry=again).run(max_messages=2)
+        reject_all(client, "q", "q.dead")
+        [letter] = queue.dead.letters()
+        assert (letter.queue, letter.attempt) == ("q", 2)
+        assert letter.reason == "rejected by another client"
+        way(broker, vhost, client)
+    assert fail_all(ours, max_attempts=3).attempts == [1, 2, 3]
+    way(broker, vhost, client)
+    reject_all(client, "q", "q.dead")
+    [letter] = queue.dead.letters()
+    assert (letter.attempt, letter.reason) == (1, "rejected by another client")
+    assert letter.error == ""
