@@ -141,7 +141,7 @@ def media_type(content_type: str | None) -> tuple[str, str]:
 def charset_of(name: str) -> str:
     """Python's own name of a charset; empty if it has none. Raises BadPayload for an odd one."""
     try:
-        b"".decode(name)  # refuses codecs that make no text of bytes
+        "a".encode(name)  # refuses codecs that make no text of bytes
         charset = codecs.lookup(name).name
     except (LookupError, ValueError):
         return ""
