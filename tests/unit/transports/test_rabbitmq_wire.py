@@ -910,7 +910,8 @@ def names_in(properties: bytes) -> list[str]:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_moved_gives_no_orders(properties: bytes) -> None:
     """And is what it was in all else."""
-    moved = wire.harmless(properties, 1 << 17)
+    moved, changes = wire.harmless(properties, 1 << 17)
+    assert (moved == properties) == (not changes)
     assert not wire.OBEYED.keys() & set(names_in(moved))
     before, _ = wire.decode_properties(properties, b"x")
     after, unreadable = wire.decode_properties(moved, b"x")
@@ -927,14 +928,14 @@ def test_a_message_without_orders_is_moved_byte_for_byte() -> None:
     """Also with headers that cannot be read, as none of RabbitMQ's are."""
     for table in (entry("?", b"what is this"), b"", b"\x02cc" + b"V", entry("A", b"\0\0\0\0")):
         properties = with_headers(table, before=b"\x04text", flags=0x8000)
-        assert wire.harmless(properties, 1 << 17) == properties
+        assert wire.harmless(properties, 1 << 17) == (properties, [])
 
 
 def test_what_grows_too_long_for_a_frame_is_left_out() -> None:
     """The name under which CC travels is longer, and headers cannot be split."""
     table = b"\x02CC" + b"A" + wire.longstr(b"") + entry("S", wire.longstr(b"x" * 50))
     properties = with_headers(table)
-    moved = wire.harmless(properties, len(properties))
+    moved, _ = wire.harmless(properties, len(properties))
     assert names_in(moved) == ["h"]
     assert len(moved) < len(properties)
 
@@ -943,7 +944,7 @@ def test_cut_properties_are_not_moved() -> None:
     """They are not AMQP, and no broker sent them."""
     order = b"\x02CC" + b"S" + wire.longstr(b"audit")
     properties = with_headers(order, before=b"\x04text", flags=0x8000)
-    assert names_in(wire.harmless(properties, 1000)) == ["workqueue-cc"]
+    assert names_in(wire.harmless(properties, 1000)[0]) == ["workqueue-cc"]
     for cut in range(len(properties)):
         with pytest.raises(WireError):
             wire.harmless(properties[:cut], 1000)
@@ -974,13 +975,29 @@ def test_one_header_that_cannot_travel_costs_no_other() -> None:
     assert left_out == ["nan", "x" * 256, "deep"]
 
 
-def test_the_largest_of_others_headers_goes_first() -> None:
-    """Then the next one, and ours when there is nothing else to leave out: the error before why."""
-    ours = {FAILURES: 3, ERROR: "e" * 3_000, REASON: "r" * 900}
+def test_what_goes_first_where_a_frame_is_too_short() -> None:
+    """The beginning of the error; then the largest header of others, and ours at the very end."""
+    ours = {FAILURES: 3, ERROR: "e" * 3_000 + "!", REASON: "r" * 900}
     message = Message(body=b"", headers={"s": "s", **ours, "l": "l" * 2_000, "m": "m" * 500})
     kept, left_out = wire.fitted(message, FRAME_MAX)
-    assert left_out == ["l", "m"]
-    assert len(wire.encode_properties(kept)) <= wire.longest_properties(FRAME_MAX)
+    assert left_out == []
+    assert 100 < len(kept.headers[ERROR]) < 600
+    assert kept.headers[ERROR].endswith("e!")
+    assert len(wire.encode_properties(kept)) == wire.longest_properties(FRAME_MAX)
     kept, left_out = wire.fitted(message, 2_000)
-    assert left_out == ["s", ERROR, "l", "m"]
-    assert dict(kept.headers) == {FAILURES: 3, REASON: "r" * 900}
+    assert left_out == ["l"]
+    assert dict(kept.headers) == {"s": "s", FAILURES: 3, ERROR: "", REASON: "r" * 900, "m": "m" * 500}
+    kept, left_out = wire.fitted(message, 1_000)
+    assert left_out == ["s", "l", "m"]
+    assert dict(kept.headers) == {FAILURES: 3, ERROR: "", REASON: "r" * 900}
+
+
+@given(message=messages, frame_max=st.integers(500, 2_000))
+@settings(deadline=None)
+def test_what_is_fitted_fits(message: Message, frame_max: int) -> None:
+    """Whatever the message and the frame."""
+    message = replace(message, headers={**message.headers, ERROR: "é" * 500, REASON: "r"})
+    kept, left_out = wire.fitted(message, frame_max)
+    if "workqueue-reason" in kept.headers:
+        assert wire.encode_publish(1, "", "q", kept, frame_max)
+    assert set(left_out) == message.headers.keys() - kept.headers.keys()

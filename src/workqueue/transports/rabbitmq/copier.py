@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workqueue.errors import NotSent, Refused, TooLarge, Unroutable, WorkqueueError
-from workqueue.message import Delivery, Message, visible
+from workqueue.message import Delivery, Message
 from workqueue.transports.copies import bare_copy
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
-from workqueue.transports.rabbitmq.wire import SMALLEST_FRAME, fitted
 
 log = logging.getLogger("workqueue.rabbitmq")
 
@@ -29,9 +28,6 @@ PAUSE_AFTER_FAILURE = 1.0
 """Seconds. An original whose copy failed would else come straight back, and fail again."""
 
 MOST_AT_ONCE = 500
-
-MOST_NAMED = 5
-"""Names of headers that a line of the log holds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,11 +132,10 @@ class Copier:
         """The copies that may succeed on another try, changed so that they can."""
         mended = []
         for copy, cause in failed:
-            if isinstance(cause, TooLarge | Refused):
-                smaller = self.smaller(copy.message)
-                if smaller != copy.message:
-                    copy.message = smaller
-                    mended.append(copy)
+            bare = bare_copy(copy.message)
+            if isinstance(cause, TooLarge | Refused) and bare != copy.message:
+                copy.message = bare
+                mended.append(copy)
         homeless = [copy for copy, cause in failed if isinstance(cause, Unroutable)]
         if homeless:
             try:
@@ -149,23 +144,6 @@ class Copier:
             except WorkqueueError as error:
                 log.warning("queue %s is missing and cannot be made: %s", name, error)
         return mended
-
-    def smaller(self, message: Message) -> Message:
-        """`message` without the headers that cannot travel, or else without any of others."""
-        frame_max = self.publisher.link.wire.frame_max if self.publisher is not None else 0
-        smaller, left_out = fitted(message, frame_max or SMALLEST_FRAME)
-        if smaller == message:
-            return bare_copy(message)
-        if left_out:
-            told = ", ".join(visible(name) for name in left_out[:MOST_NAMED])
-            log.warning(
-                "task %s: its copy goes without %d headers, which cannot be said in AMQP or do not "
-                "fit into a frame: %s",
-                visible(message.id or "without id"),
-                len(left_out),
-                told,
-            )
-        return smaller
 
     def report(self, fates: list[tuple[Copy, bool]]) -> None:
         if fates:

@@ -181,7 +181,11 @@ class RabbitMQTransport:
                     # The default exchange, so that a queue that is fenced off from senders still
                     # takes the retries of its own messages.
                     lambda: RabbitMQPublisher(
-                        self.address, self.delays, exchange="", role=f"copies of {queue}"
+                        self.address,
+                        self.delays,
+                        exchange="",
+                        role=f"copies of {queue}",
+                        whole=False,
                     ),
                     lambda: self.repair(queue),
                 )

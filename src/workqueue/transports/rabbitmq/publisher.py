@@ -17,7 +17,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
-from workqueue.message import DEFAULT_PRIORITY, Message
+from workqueue.message import DEFAULT_PRIORITY, Message, visible
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.confirms import Confirms
@@ -45,6 +45,9 @@ is too large by closing the channel, and with it the fate of all others on it wo
 LARGEST = 512 * 1024 * 1024
 """Bytes. No RabbitMQ can be configured to take more."""
 
+LONGEST_LINE = 200
+"""Characters of a list of names in the log."""
+
 IDLE = 10.0
 """Seconds after which a connection must prove that it is alive before it is trusted."""
 
@@ -57,7 +60,12 @@ to it meanwhile shows when the confirm does not come; a sender in a loop is spar
 
 class RabbitMQPublisher:
     """See `workqueue.transport.Publisher`. A connection of its own, without heartbeats: every
-    publish waits for its confirm anyway, and an idle sender need not wake up for them."""
+    publish waits for its confirm anyway, and an idle sender need not wake up for them.
+
+    Unless each message is to be sent `whole` or not at all, headers that AMQP cannot say or that
+    fit into no frame are left out, with a line in the log: what was received may be refused
+    nowhere.
+    """
 
     def __init__(
         self,
@@ -67,8 +75,10 @@ class RabbitMQPublisher:
         *,
         exchange: str = EXCHANGE,
         role: str = "sender",
+        whole: bool = True,
     ) -> None:
         self.exchange = exchange
+        self.whole = whole
         self.delays = delays
         self.priorities = priorities
         self.size_limit = LARGEST
@@ -203,8 +213,8 @@ class RabbitMQPublisher:
             if message.delay > 0:
                 exchange, key = self.delays.way(self.link, queue, message)
                 frame_max: int = self.link.wire.frame_max
-                return wire.encode_publish(self.number, exchange, key, message, frame_max)
-            return writer.frames(message)
+                writer = wire.PublishWriter(self.number, exchange, key, frame_max)
+            return self.frames(message, writer)
         except QueueNotFound as error:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
@@ -214,6 +224,23 @@ class RabbitMQPublisher:
         except wire.WireError as error:
             self.confirms.failures.append((message, Refused(str(error))))
         return None
+
+    def frames(self, message: Message, writer: wire.PublishWriter) -> bytes:
+        try:
+            return writer.frames(message)
+        except wire.WireError:
+            if self.whole:
+                raise
+        fitted, left_out = wire.fitted(message, writer.frame_max)
+        if left_out:
+            log.warning(
+                "task %s: its copy goes without %d headers, which AMQP cannot say or which do not "
+                "fit into a frame: %s",
+                visible(message.id or "without id"),
+                len(left_out),
+                visible(", ".join(left_out)[:LONGEST_LINE]),
+            )
+        return writer.frames(fitted)
 
     def writer(self, queue: str) -> wire.PublishWriter:
         if queue not in self.writers:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
@@ -28,7 +27,13 @@ import msgspec
 from msgspec.structs import replace
 
 from workqueue.message import Message
-from workqueue.transports.copies import DIRECT_REPLY_TO, LONGEST_TEXT, OUR_HEADERS, with_short_texts
+from workqueue.transports.copies import (
+    DIRECT_REPLY_TO,
+    ERROR,
+    LONGEST_TEXT,
+    OUR_HEADERS,
+    with_short_texts,
+)
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
@@ -47,9 +52,6 @@ CARRIES_CONTENT = frozenset({DELIVER, RETURN, GET_OK})
 
 LARGEST_BODY = 1 << 31
 """Bytes. RabbitMQ itself takes no larger message, whatever its configuration."""
-
-SMALLEST_FRAME = 4096
-"""Bytes of a frame that every peer takes. Source: AMQP 0-9-1 specification, section 4.2.3."""
 
 DEEPEST_TABLE = 64
 """Tables within tables that are still read. Real headers are two or three deep."""
@@ -589,11 +591,11 @@ class PublishWriter:
 
 
 def encode_publish_as_it_was(
-    channel: int, queue: str, properties: bytes, body: bytes, frame_max: int
+    channel: int, queue: str, properties: bytes, body: bytes, frame_max: int, user: str = ""
 ) -> bytes:
     """All frames of one mandatory basic.publish to a queue, with the properties of another message,
     but for what RabbitMQ would obey or refuse (see `harmless`, which says what is raised)."""
-    properties = harmless(properties, longest_properties(frame_max))
+    properties, _ = harmless(properties, longest_properties(frame_max), user)
     return publish_frames(channel, "", queue, properties, body, frame_max)
 
 
@@ -751,60 +753,78 @@ def encode_decimal(value: Decimal) -> bytes:
 def fitted(message: Message, frame_max: int) -> tuple[Message, list[str]]:
     """`message` as near to whole as AMQP can say it, and the names of the headers left out.
 
-    What cannot be said is left out alone. Where the headers do not fit into a frame, the largest
-    are left out, those of others before ours. Texts of properties are cut to 255 bytes.
+    What cannot be said is left out alone. Where the headers do not fit into a frame, the error text
+    is cut, then the largest headers of others are left out, and ours last. Texts of properties are
+    cut to 255 bytes.
     """
     message = with_short_texts(message)
     if message.sent_at is not None and not math.isfinite(message.sent_at):
         message = replace(message, sent_at=None)
-    sizes: dict[str, int] = {}
-    for name, value in message.headers.items():
-        with suppress(WireError, RecursionError):
-            sizes[name] = len(encode_headers({name: value})) - long.size
+    headers = dict(message.headers)
+    sizes = {name: size for name in headers if (size := size_of_header(name, headers[name]))}
     room = longest_properties(frame_max) - len(encode_properties(replace(message, headers={})))
-    needed = long.size + sum(sizes.values())
+    excess = long.size + sum(sizes.values()) - room
+    if excess > 0 and ERROR in sizes:
+        headers[ERROR] = str(headers[ERROR]).encode()[excess:].decode("utf-8", "ignore")
+        excess -= sizes[ERROR] - size_of_header(ERROR, headers[ERROR])
     for name in sorted(sizes, key=lambda name: (name in OUR_HEADERS, -sizes[name])):
-        if needed <= room:
+        if excess <= 0:
             break
-        needed -= sizes.pop(name)
-    left_out = [name for name in message.headers if name not in sizes]
-    headers = {name: message.headers[name] for name in sizes}
-    return replace(message, headers=headers), left_out
+        excess -= sizes.pop(name)
+    left_out = [name for name in headers if name not in sizes]
+    return replace(message, headers={name: headers[name] for name in sizes}), left_out
 
 
-def harmless(properties: bytes, longest: int) -> bytes:
+def size_of_header(name: str, value: object) -> int:
+    """Bytes that a header takes; 0 for one that cannot be said."""
+    try:
+        return len(encode_headers({name: value})) - long.size
+    except (WireError, RecursionError):
+        return 0
+
+
+def harmless(properties: bytes, longest: int, user: str = "") -> tuple[bytes, list[str]]:
     """`properties` of a received message, byte for byte but for what RabbitMQ would obey or refuse
-    if they were published again.
+    if `user` published them again, and what was changed, in words.
 
     The headers that it obeys get the names under which they travel; where that makes more than
-    `longest` bytes, they are left out. So is the user id, which RabbitMQ accepts from the user that
-    it names alone, and a direct reply-to address. Raises WireError for what cannot be read.
+    `longest` bytes, they are left out. RabbitMQ accepts a user id from that user alone, and a
+    direct reply-to address from its own channel. Raises WireError for what cannot be read.
     """
     try:
-        renamed = rewritten(properties, OBEYED)
-        if len(renamed) <= longest:
-            return renamed
-        return rewritten(properties, dict.fromkeys(OBEYED))
+        renamed, changes = rewritten(properties, OBEYED, user)
+        if len(renamed) > longest:
+            renamed, changes = rewritten(properties, dict.fromkeys(OBEYED), user)
     except (struct_error, IndexError, KeyError) as error:
         raise WireError(f"properties that cannot be read: {error}") from error
+    return renamed, changes
 
 
-def rewritten(properties: bytes, renamed: Mapping[str, str | None]) -> bytes:
+def rewritten(
+    properties: bytes, renamed: Mapping[str, str | None], user: str
+) -> tuple[bytes, list[str]]:
     flags = kept = short.unpack_from(properties)[0]
-    parts = []
+    parts, changes = [], []
     end = short.size
     for name, bit, read in PROPERTIES:
         if not flags & bit:
             continue
         start, end = end, end_of_property(properties, end, name, read)
         value = properties[start:end]
-        if name == "user_id" or (name == "reply_to" and value == shortstr(DIRECT_REPLY_TO)):
+        if name == "user_id" and not (user and value[1:] == user.encode()):
             kept &= ~bit
+            changes.append("without its user_id, which is another user's")
+        elif name == "reply_to" and value[1:] == DIRECT_REPLY_TO.encode():
+            kept &= ~bit
+            changes.append("without its reply_to, which only its sender's channel could use")
+        elif name == "headers" and (table := rewritten_table(value, renamed)) != value:
+            parts.append(table)
+            changes.append("with its header CC or BCC renamed, so that it goes to one queue")
         else:
-            parts.append(rewritten_table(value, renamed) if name == "headers" else value)
+            parts.append(value)
     if end > len(properties):
         raise IndexError("a property longer than its frame")
-    return short.pack(kept) + b"".join(parts)
+    return short.pack(kept) + b"".join(parts), changes
 
 
 def end_of_property(properties: bytes, start: int, name: str, read: Any) -> int:
