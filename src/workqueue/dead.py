@@ -15,9 +15,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from workqueue.careful import CarefulConsumer
 from workqueue.errors import NotSent, QueueNotFound
 from workqueue.message import Delivery, Message
-from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Transport
+from workqueue.transport import DEAD_SUFFIX, Ack, Transport
 from workqueue.transports.copies import (
     DEAD_AT,
     ERROR,
@@ -102,7 +103,7 @@ class DeadLetters:
             return
         found = 0
         missing = set(ids)
-        with closing(self.transport.consumer(self.name, 0)) as consumer:
+        with closing(CarefulConsumer(self.transport, self.name, 0)) as consumer:
             for batch in self.batches(consumer, there):
                 for _, letter in chosen(batch, ids, error):
                     yield letter
@@ -164,7 +165,7 @@ class DeadLetters:
 
     def each_batch(
         self, ids: Collection[str], error: str | None, limit: int | None
-    ) -> Iterator[tuple[Consumer, Sequence[tuple[Delivery, DeadLetter]]]]:
+    ) -> Iterator[tuple[CarefulConsumer, Sequence[tuple[Delivery, DeadLetter]]]]:
         """The chosen ones in batches, to be settled by the caller. All others are handed back at
         the end: while they are out, they do not come round again."""
         there = self.count()
@@ -173,7 +174,7 @@ class DeadLetters:
         left = limit
         taken: set[str | None] = set()
         prefetch = 0 if ids or error else BATCH
-        with closing(self.transport.consumer(self.name, prefetch)) as consumer:
+        with closing(CarefulConsumer(self.transport, self.name, prefetch)) as consumer:
             for batch in self.batches(consumer, there, taken):
                 letters = chosen(batch, ids, error)[:left]
                 if letters:
@@ -186,7 +187,7 @@ class DeadLetters:
             finish(consumer)
 
     def batches(
-        self, consumer: Consumer, there: int, taken: Collection[str | None] = ()
+        self, consumer: CarefulConsumer, there: int, taken: Collection[str | None] = ()
     ) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
         """All that was `there` at the beginning. What dies meanwhile is for another time: what has
         an id that was `taken` before, and, of what comes after as many as there were, what died
@@ -221,7 +222,7 @@ class DeadLetters:
         return []
 
 
-def finish(consumer: Consumer) -> None:
+def finish(consumer: CarefulConsumer) -> None:
     """Let what was settled become final, as far as it does so soon."""
     deadline = time.monotonic() + QUIET
     while time.monotonic() < deadline and consumer.receive(0, 0.01):
