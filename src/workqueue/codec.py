@@ -24,8 +24,23 @@ PLAIN_ENCODINGS = frozenset({"", "identity", "binary", "7bit", "8bit"})
 """Content encodings that leave the body as it is: HTTP's, and those of MIME."""
 
 COMPRESSIONS = frozenset(
-    "gzip x-gzip deflate zlib compress x-compress br brotli zstd bzip2 x-bzip2 lzma xz lz4 snappy"
-    .split()
+    [
+        "gzip",
+        "x-gzip",
+        "deflate",
+        "zlib",
+        "compress",
+        "x-compress",
+        "br",
+        "brotli",
+        "zstd",
+        "bzip2",
+        "x-bzip2",
+        "lzma",
+        "xz",
+        "lz4",
+        "snappy",
+    ]
 )
 
 ODD_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})

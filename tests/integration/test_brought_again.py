@@ -11,13 +11,16 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.integration.amqp10 import Amqp10Sender, text, unspeakable
 from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient, headers, longstr
 from workqueue import Job, Producer, Reject, RetryPolicy, Worker, connect
 from workqueue.broker import Broker as OurBroker
+from workqueue.careful import Undeliverable
 from workqueue.testing import eventually
 from workqueue.transport import QueueSpec, QueueType
 from workqueue.transports.rabbitmq import driver
+
 
 @pytest.fixture(autouse=True)
 def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +179,9 @@ def test_all_headers_stay(ours: OurBroker, client: ForeignClient, type_: QueueTy
         handler = fail_all(ours)
         assert handler.attempts == [1, 2]
         for job in handler.jobs:
-            assert {name: job.headers[name] for name in sent.message.headers} == sent.message.headers
+            assert {
+                name: job.headers[name] for name in sent.message.headers
+            } == sent.message.headers
         [letter] = ours.queue("q").dead.letters()
         assert letter.message.headers == sent.message.headers
         ours.queue("q").dead.requeue()
@@ -305,3 +310,88 @@ def test_what_the_broker_set_aside_begins_anew(
     [letter] = queue.dead.letters()
     assert (letter.attempt, letter.reason) == (1, "rejected by another client")
     assert letter.error == ""
+
+
+# -- what RabbitMQ cannot deliver ------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(broker: Broker, vhost: Vhost, ours: OurBroker) -> Iterator[Amqp10Sender]:
+    """A client with more types than AMQP 0-9-1 has, which sends to `q`."""
+    ours.queue("q").declare()
+    stranger = Amqp10Sender(broker, vhost, "q")
+    yield stranger
+    stranger.close()
+
+
+def test_a_worker_gets_past_what_cannot_be_delivered(
+    ours: OurBroker, stranger: Amqp10Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ closes the connection over one message: the others are done, none of them becomes a
+    dead letter, and the one is set aside by the queue."""
+    for number in range(9):
+        stranger.send(b"%d" % number)
+        if number == 3:
+            stranger.send(b"poison", key=unspeakable())
+    done: list[bytes] = []
+
+    def handle(job: Job[Any]) -> None:
+        done.append(job.body)
+
+    Worker(ours.queue("q"), handle, concurrency=4).run(until_empty=True)
+    assert set(done) == {b"%d" % number for number in range(9)}
+    assert len(done) <= 20, "each ran again at most when the broker failed with it"
+    assert ours.queue("q").stats().dead == 1
+    assert "taken one at a time" in caplog.text
+    assert "cannot deliver the next message" in caplog.text
+
+
+def test_dead_letters_beside_what_cannot_be_delivered(
+    ours: OurBroker, vhost: Vhost, broker: Broker, stranger: Amqp10Sender
+) -> None:
+    """They are seen and brought back as far as RabbitMQ gives them; then it is said what is there,
+    and nothing is lost."""
+    queue = ours.queue("q")
+    with Producer(queue) as producer:
+        for number in range(5):
+            producer.send(f"before {number}")
+    fail_all(ours, max_attempts=1)
+    beside = Amqp10Sender(broker, vhost, "q.dead")
+    beside.send(b"poison", key=unspeakable())
+    beside.close()
+    seen: list[bytes] = []
+    with pytest.raises(Undeliverable, match="one message of q.dead cannot be delivered"):
+        for letter in queue.dead.letters():
+            seen.append(letter.message.body)
+    assert seen
+    assert len(set(seen)) == len(seen)
+    with pytest.raises(Undeliverable) as told:
+        queue.dead.requeue()
+    assert told.value.command.startswith("workqueue ")
+    back = {delivery.message.body for delivery in ours.transport.peek("q", 100)}
+    left = queue.stats().dead or 0
+    assert len(back) + left >= 6, "in one queue or the other"
+    assert len(back) >= 1
+
+
+def test_what_amqp_1_0_says_otherwise(
+    ours: OurBroker, client: ForeignClient, stranger: Amqp10Sender
+) -> None:
+    """CC as text, which RabbitMQ refuses of AMQP 0-9-1 clients, and BCC, which it takes from them:
+    both come from here, and are ordinary headers of what we publish."""
+    client.declare("audit")
+    stranger.send(b"x", CC=text("audit"), BCC=text("audit"), when=b"\x83" + pack_ms(-315_619_200))
+    expected = {"CC": "audit", "BCC": "audit", "when": datetime(1960, 1, 1, tzinfo=UTC)}
+    for _ in range(2):
+        handler = fail_all(ours)
+        assert handler.attempts == [1, 2]
+        for job in handler.jobs:
+            assert {name: job.headers[name] for name in expected} == expected
+        [letter] = ours.queue("q").dead.letters()
+        assert {name: letter.message.headers[name] for name in expected} == expected
+        assert len(ours.queue("q").dead.requeue()) == 1
+    assert client.get("audit") is None
+
+
+def pack_ms(seconds: int) -> bytes:
+    return struct.pack(">q", seconds * 1000)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ from workqueue import Broker, Job, Worker
 from workqueue.caution import FORGOTTEN_AFTER, LONG_REST, MOST_FAILURES, SHORT_REST, Caution
 from workqueue.errors import BrokerFailed, ConsumerLost
 from workqueue.message import Delivery, Message
-from workqueue.transport import Outcome
 from workqueue.transports.memory import MemoryConsumer, MemoryTransport, Store
 
 
@@ -70,7 +67,9 @@ class PoisonedConsumer(MemoryConsumer):
         """As RabbitMQ does, up to the prefetch, whether it is asked for or not."""
         taken = super().take(self.prefetch)
         for delivery in taken if any(d.message.body == b"poison" for d in taken) else ():
-            count = self.counts[delivery.message.body] = self.counts.get(delivery.message.body, 0) + 1
+            count = self.counts[delivery.message.body] = (
+                self.counts.get(delivery.message.body, 0) + 1
+            )
             if count > LIMIT:
                 self.store.bury(delivery, "delivery_limit", "")
                 del self.out[delivery]

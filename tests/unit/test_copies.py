@@ -213,7 +213,10 @@ def test_from_the_dead_of_the_dead() -> None:
 
 def test_an_address_that_nobody_can_answer_to_is_left_out() -> None:
     """RabbitMQ would refuse the copy for it; the address of a reply queue stays."""
-    for address, kept in ((DIRECT_REPLY_TO, None), (DIRECT_REPLY_TO + ".g1", DIRECT_REPLY_TO + ".g1")):
+    for address, kept in (
+        (DIRECT_REPLY_TO, None),
+        (DIRECT_REPLY_TO + ".g1", DIRECT_REPLY_TO + ".g1"),
+    ):
         message = Message(body=b"", reply_to=address)
         assert retry_copy(lent(message=message)).reply_to == kept
         assert dead_copy(lent(message=message), "r", "", 1.0).reply_to == kept

@@ -17,7 +17,6 @@ from workqueue.errors import BadPayload
 from workqueue.message import DEFAULT_PRIORITY, Delivery, Message, new_id
 from workqueue.transports.copies import without_brokers_own
 
-
 MOST_PRIORITY = 255
 """What a message of another client may have, and keeps in a copy."""
 

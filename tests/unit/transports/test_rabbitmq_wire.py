@@ -954,7 +954,9 @@ def test_cut_properties_are_not_moved() -> None:
 @pytest.mark.parametrize("value", [["audit"], "audit", {"a": 1}, None, 7])
 def test_no_publish_gives_orders(name: str, value: object) -> None:
     """In whatever form the order is, it is a header like any other where it is read."""
-    message = Message(body=b"x", headers={name: value, "n": 1, f"workqueue-{name.lower()}": "forged"})
+    message = Message(
+        body=b"x", headers={name: value, "n": 1, f"workqueue-{name.lower()}": "forged"}
+    )
     frames = list(frames_in(publish(message)))
     assert sorted(names_in(frames[1][2][12:])) == ["n", f"workqueue-{name.lower()}"]
     again, _ = wire.decode_properties(frames[1][2][12:], b"x")
@@ -986,7 +988,13 @@ def test_what_goes_first_where_a_frame_is_too_short() -> None:
     assert len(wire.encode_properties(kept)) == wire.longest_properties(FRAME_MAX)
     kept, left_out = wire.fitted(message, 2_000)
     assert left_out == ["l"]
-    assert dict(kept.headers) == {"s": "s", FAILURES: 3, ERROR: "", REASON: "r" * 900, "m": "m" * 500}
+    assert dict(kept.headers) == {
+        "s": "s",
+        FAILURES: 3,
+        ERROR: "",
+        REASON: "r" * 900,
+        "m": "m" * 500,
+    }
     kept, left_out = wire.fitted(message, 1_000)
     assert left_out == ["s", "l", "m"]
     assert dict(kept.headers) == {FAILURES: 3, ERROR: "", REASON: "r" * 900}
