@@ -386,7 +386,7 @@ class Shift:
     def most(self) -> int:
         """How many deliveries may be out, begun or not."""
         if self.caution.one_at_a_time:
-            return 1
+            return 1 + len(self.lost)  # lost tasks may go on for hours, in slots of their own
         if self.pace is not None:
             return self.pace.held
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE

@@ -361,8 +361,7 @@ def test_dead_letters_beside_what_cannot_be_delivered(
     beside.close()
     seen: list[bytes] = []
     with pytest.raises(Undeliverable, match="one message of q.dead cannot be delivered"):
-        for letter in queue.dead.letters():
-            seen.append(letter.message.body)
+        seen.extend(letter.message.body for letter in queue.dead.letters())
     assert seen
     assert len(set(seen)) == len(seen)
     with pytest.raises(Undeliverable) as told:
