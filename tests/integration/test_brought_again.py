@@ -360,7 +360,7 @@ def test_dead_letters_beside_what_cannot_be_delivered(
     beside.send(b"poison", key=unspeakable())
     beside.close()
     seen: list[bytes] = []
-    with pytest.raises(Undeliverable, match="one message of q.dead cannot be delivered"):
+    with pytest.raises(Undeliverable, match=r"one message of q\.dead cannot be delivered"):
         seen.extend(letter.message.body for letter in queue.dead.letters())
     assert seen
     assert len(set(seen)) == len(seen)
