@@ -22,6 +22,12 @@ from workqueue.transport import QueueSpec, QueueType
 from workqueue.transports.rabbitmq import driver
 
 
+pytestmark = pytest.mark.rabbitmq("3.10", "4.0", "4.3")
+
+SPEAKS_1_0 = pytest.mark.rabbitmq("4.0", "4.3")
+"""Without a plugin."""
+
+
 @pytest.fixture(autouse=True)
 def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     """No broker is killed here, so its new queues need not be waited for."""
@@ -324,6 +330,7 @@ def stranger(broker: Broker, vhost: Vhost, ours: OurBroker) -> Iterator[Amqp10Se
     stranger.close()
 
 
+@SPEAKS_1_0
 def test_a_worker_gets_past_what_cannot_be_delivered(
     ours: OurBroker, stranger: Amqp10Sender, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,6 +353,7 @@ def test_a_worker_gets_past_what_cannot_be_delivered(
     assert "cannot deliver the next message" in caplog.text
 
 
+@SPEAKS_1_0
 def test_dead_letters_beside_what_cannot_be_delivered(
     ours: OurBroker, vhost: Vhost, broker: Broker, stranger: Amqp10Sender
 ) -> None:
@@ -373,6 +381,7 @@ def test_dead_letters_beside_what_cannot_be_delivered(
     assert len(back) >= 1
 
 
+@SPEAKS_1_0
 def test_what_amqp_1_0_says_otherwise(
     ours: OurBroker, client: ForeignClient, stranger: Amqp10Sender
 ) -> None:
