@@ -21,7 +21,6 @@ from workqueue.testing import eventually
 from workqueue.transport import QueueSpec, QueueType
 from workqueue.transports.rabbitmq import driver
 
-
 pytestmark = pytest.mark.rabbitmq("3.10", "4.0", "4.3")
 
 SPEAKS_1_0 = pytest.mark.rabbitmq("4.0", "4.3")

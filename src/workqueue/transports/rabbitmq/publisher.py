@@ -62,9 +62,9 @@ class RabbitMQPublisher:
     """See `workqueue.transport.Publisher`. A connection of its own, without heartbeats: every
     publish waits for its confirm anyway, and an idle sender need not wake up for them.
 
-    Unless each message is to be sent `whole` or not at all, headers that AMQP cannot say or that
-    fit into no frame are left out, with a line in the log: what was received may be refused
-    nowhere.
+    With `whole`, a message is sent as it is or not at all. Without, which is for copies of received
+    messages, headers that AMQP cannot express or that fit into no frame are left out, with a line
+    in the log.
     """
 
     def __init__(
