@@ -15,22 +15,24 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from workqueue.careful import CarefulConsumer
 from workqueue.errors import NotSent, QueueNotFound
-from workqueue.message import EXPIRES_AT, Delivery, Message
-from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Transport
+from workqueue.message import Delivery, Message
+from workqueue.transport import DEAD_SUFFIX, Ack, Transport
 from workqueue.transports.copies import (
     DEAD_AT,
-    DEATHS,
     ERROR,
     FAILURES,
     ORIGIN,
+    OUR_HEADERS,
     REASON,
     WORKER,
     attempt_of,
+    last_death,
     without_brokers_own,
 )
 
-OURS = frozenset({DEAD_AT, DEATHS, ERROR, EXPIRES_AT, FAILURES, ORIGIN, REASON, WORKER})
+OURS = OUR_HEADERS
 """Headers about a message's life, which a message that is sent again begins anew."""
 
 BATCH = 100
@@ -101,7 +103,7 @@ class DeadLetters:
             return
         found = 0
         missing = set(ids)
-        with closing(self.transport.consumer(self.name, 0)) as consumer:
+        with closing(CarefulConsumer(self.transport, self.name, 0)) as consumer:
             for batch in self.batches(consumer, there):
                 for _, letter in chosen(batch, ids, error):
                     yield letter
@@ -163,7 +165,7 @@ class DeadLetters:
 
     def each_batch(
         self, ids: Collection[str], error: str | None, limit: int | None
-    ) -> Iterator[tuple[Consumer, Sequence[tuple[Delivery, DeadLetter]]]]:
+    ) -> Iterator[tuple[CarefulConsumer, Sequence[tuple[Delivery, DeadLetter]]]]:
         """The chosen ones in batches, to be settled by the caller. All others are handed back at
         the end: while they are out, they do not come round again."""
         there = self.count()
@@ -172,7 +174,7 @@ class DeadLetters:
         left = limit
         taken: set[str | None] = set()
         prefetch = 0 if ids or error else BATCH
-        with closing(self.transport.consumer(self.name, prefetch)) as consumer:
+        with closing(CarefulConsumer(self.transport, self.name, prefetch)) as consumer:
             for batch in self.batches(consumer, there, taken):
                 letters = chosen(batch, ids, error)[:left]
                 if letters:
@@ -185,7 +187,7 @@ class DeadLetters:
             finish(consumer)
 
     def batches(
-        self, consumer: Consumer, there: int, taken: Collection[str | None] = ()
+        self, consumer: CarefulConsumer, there: int, taken: Collection[str | None] = ()
     ) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
         """All that was `there` at the beginning. What dies meanwhile is for another time: what has
         an id that was `taken` before, and, of what comes after as many as there were, what died
@@ -220,7 +222,7 @@ class DeadLetters:
         return []
 
 
-def finish(consumer: Consumer) -> None:
+def finish(consumer: CarefulConsumer) -> None:
     """Let what was settled become final, as far as it does so soon."""
     deadline = time.monotonic() + QUIET
     while time.monotonic() < deadline and consumer.receive(0, 0.01):
@@ -241,7 +243,11 @@ def chosen(
 def read_letter(delivery: Delivery) -> DeadLetter:
     """What a message in a dead-letter queue says of its end, whoever put it there."""
     headers = delivery.message.headers
-    broker_says = last_death(headers) if REASON not in headers else {}
+    broker_says = last_death(headers)
+    if broker_says and REASON in headers:
+        # Our copies leave out what the broker noted: it set the message aside after somebody had
+        # brought it back, and ours is of the time before.
+        headers = as_new(delivery.message).headers
     queue = text_in(headers, ORIGIN) or str(broker_says.get("queue") or "")
     reason = text_in(headers, REASON) or brokers_reason(broker_says)
     attempts = headers.get(FAILURES)
@@ -263,14 +269,6 @@ def as_new(message: Message) -> Message:
         if name not in OURS
     }
     return replace(message, headers=headers)
-
-
-def last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """RabbitMQ's own record of the last time it set the message aside."""
-    deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
-        return deaths[0]
-    return {}
 
 
 def brokers_reason(death: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@
     ├── BadPayload                a payload that cannot be encoded, a body that is not what it says
     ├── AccessRefused             wrong password, virtual host, certificate or permission
     ├── ConnectionLost            the broker cannot be reached, or the connection to it is gone
-    │   └── QueueMigrating        the queue is being rebuilt: soon it can be used again
+    │   ├── QueueMigrating        the queue is being rebuilt: soon it can be used again
+    │   └── BrokerFailed          the broker hung up over an error of its own
     ├── ConsumerLost              this consumer is finished; a new one may go on
     ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
     ├── QueueNotFound             there is no such queue
@@ -116,6 +117,10 @@ class QueueMigrating(ConnectionLost):
     def __init__(self, queue: str) -> None:
         super().__init__(f"queue {queue} is being migrated")
         self.queue = queue
+
+
+class BrokerFailed(ConnectionLost):
+    """The broker hung up over an error of its own, perhaps at a message that it cannot deliver."""
 
 
 class ConsumerLost(WorkqueueError):

@@ -54,7 +54,15 @@ QUICK = 0.25
 WORTH_ANOTHER_TRY = (Unroutable, QueueFull, Unconfirmed)
 LEAVES_PUBLISHER_USABLE = (Unroutable, QueueFull, TooLarge)
 
-SHORT_TEXTS = ("id", "type", "content_type", "content_encoding", "correlation_id", "reply_to")
+SHORT_TEXTS = (
+    "id",
+    "type",
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "app_id",
+)
 """What AMQP gives one byte for its length, on every transport so that they agree."""
 
 short_texts = attrgetter(*SHORT_TEXTS)

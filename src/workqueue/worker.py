@@ -22,8 +22,10 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from workqueue.caution import Caution
 from workqueue.errors import (
     AccessRefused,
+    BrokerFailed,
     ConfigError,
     ConnectionLost,
     ConsumerLost,
@@ -294,6 +296,7 @@ class Shift:
         self.put_off_at = self.progressed_at = time.monotonic()
         self.opened_at = 0.0
         self.short_lived = 0
+        self.caution = Caution()
         self.warned_of: float | None = None
         self.turned_at = time.monotonic()
         self.talkative = log.isEnabledFor(logging.DEBUG)
@@ -422,6 +425,7 @@ class Shift:
         received = self.receive(consumer, self.room(), self.waits)
         for delivery in received:
             self.begin(consumer, delivery)
+        self.take_heart(consumer, len(received))
         self.begin_suspect(consumer)
         self.take_no_more(consumer)
         self.expect_retries(consumer)
@@ -462,6 +466,8 @@ class Shift:
 
     def most(self) -> int:
         """How many deliveries may be out, begun or not."""
+        if self.caution.one_at_a_time:
+            return 1 + len(self.lost)  # lost tasks may go on for hours, in slots of their own
         if self.pace is not None:
             return self.pace.held
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
@@ -508,6 +514,8 @@ class Shift:
     def prefetch(self) -> int:
         """How many deliveries may be out. Where that is found out, a lost task that still has its
         slot counts: what is held for that slot, no idle worker could begin."""
+        if self.caution.one_at_a_time:
+            return 1
         if self.pace is None:
             return self.worker.prefetch or 0
         return max(1, self.pace.held - len(self.lost))
@@ -928,6 +936,8 @@ class Shift:
     def say_that_it_waits(self, state: Any) -> None:
         problem, pause = state.outcome.exception(), state.next_action.sleep
         log.warning("%s; trying again in %.1f s", problem, pause)
+        if isinstance(problem, BrokerFailed):
+            self.be_careful(problem)
 
     def nap(self, seconds: float) -> None:
         """Sleep, unless told to stop. Whoever waits for a broker is alive."""
@@ -951,14 +961,45 @@ class Shift:
             consumer.close()
         if damage:
             raise damage
+        if isinstance(error.__cause__, BrokerFailed):
+            self.be_careful(error.__cause__)
         self.rest()
+
+    def be_careful(self, failure: BrokerFailed) -> None:
+        """The broker failed, perhaps at a message: find out at which one."""
+        was_careful = self.caution.one_at_a_time
+        self.caution.failed(self.holding or MOST_AT_ONCE, time.monotonic())
+        if self.caution.at_head == 2:
+            log.error(
+                "queue %s: the broker cannot deliver the next message of this queue. %s "
+                "A queue with a delivery limit sets it aside after so many deliveries; in any "
+                "other it stays in the way until it is purged",
+                self.queue.name,
+                failure.hint,
+            )
+        elif self.caution.one_at_a_time and not was_careful:
+            log.warning(
+                "queue %s: perhaps it is one of its messages: the next %d are taken one at a time",
+                self.queue.name,
+                self.caution.left,
+            )
+
+    def take_heart(self, consumer: Consumer, received: int) -> None:
+        """Hold as much as before, once so many deliveries came one at a time that the message at
+        which the broker failed is not among the next ones any more."""
+        if received and self.caution.at_head:
+            log.warning("queue %s: the broker delivers again", self.queue.name)
+        if self.caution.came(received):
+            self.hold(consumer)
 
     def rest(self) -> None:
         """Before another consumer is opened, if the last ones were lost as soon as they were open:
         what opens and then fails would be opened again a hundred times a second."""
         lasted = time.monotonic() - self.opened_at
         self.short_lived = self.short_lived + 1 if lasted < SHORT_LIFE else 0
-        if self.short_lived > 1:
+        if self.caution.at_head:
+            self.nap(random.uniform(0.1, self.caution.rest))
+        elif self.short_lived > 1:
             longest = 0.1 * 2 ** min(self.short_lived, 10)  # an unbounded power ends as an error
             self.nap(random.uniform(0.1, min(LONGEST_REST, longest)))
 

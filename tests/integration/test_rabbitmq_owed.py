@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.amqp10 import Sender10
+from tests.integration.amqp10 import Amqp10Sender
 from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE
@@ -283,7 +283,11 @@ def refuses(transport: RabbitMQTransport, queue: str) -> bool:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_one_message_that_may_not_be_published_again(
-    transport: RabbitMQTransport, vhost: Vhost, monkeypatch: pytest.MonkeyPatch, known: bool
+    transport: RabbitMQTransport,
+    broker: Broker,
+    vhost: Vhost,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
 ) -> None:
     """A sender of AMQP 1.0 asks for answers in a way that AMQP 0-9-1 refuses by closing the
     channel. It alone is published without that, whether it is known to be dangerous or not, and its
@@ -292,7 +296,7 @@ def test_one_message_that_may_not_be_published_again(
         monkeypatch.setattr(publisher, "travels_alone", lambda _message: False)
     transport.declare(QueueSpec(name="q"))
     send(transport, 300)
-    sender = Sender10(vhost.url, "q")
+    sender = Amqp10Sender(broker, vhost, "q")
     sender.send(b"poison", reply_to="amq.rabbitmq.reply-to")
     sender.close()
     send(transport, 300, "q")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from workqueue import Broker, Job, Message, Queue, Reject, RetryPolicy, Worker
+from workqueue import Broker, Job, Message, Queue, Reject, RetryPolicy, Worker, connect
 from workqueue.errors import WorkqueueError
 from workqueue.testing import FaultyTransport
 from workqueue.testing.faulty import Fault
-from workqueue.transports.copies import DEAD_AT, ORIGIN, REASON, this_worker
+from workqueue.transport import Transport
+from workqueue.transports.copies import DEAD_AT, FAILURES, ORIGIN, REASON, this_worker
 from workqueue.transports.memory import MemoryTransport
 
 FUTURE = 4e9
@@ -145,3 +149,62 @@ def test_what_the_broker_set_aside(queue: Queue, reason: str, told: str) -> None
     assert (letter.queue, letter.reason, letter.worker) == ("jobs", told, None)
     assert letter.dead_at == died_at.timestamp()
     assert letter.message.headers == {"tenant": 7}
+
+
+@pytest.mark.parametrize("scheme", ["memory", "sqlite"])
+def test_what_somebody_moved_back_begins_anew(scheme: str, tmp_path: Path) -> None:
+    """Without our help: read from the dead letters as it lies there, and sent to the queue."""
+    url = f"sqlite:///{tmp_path}/jobs.db" if scheme == "sqlite" else "memory://"
+    attempts: list[int] = []
+
+    def fail(job: Job[Any]) -> None:
+        attempts.append(job.attempt)
+        raise ValueError(f"attempt {job.attempt} of {len(attempts)}")
+
+    with connect(url) as broker:
+        queue = broker.queue("jobs", retry=RetryPolicy(max_attempts=2, first=0.0))
+        queue.declare()
+        queue.producer.send("x", headers={"tenant": 7}, ttl=3_600)
+        for runs in (2, 4):
+            Worker(queue, fail).run(until_empty=True)
+            assert attempts == [1, 2] * (runs // 2)
+            [letter] = queue.dead.letters()
+            assert (letter.attempt, letter.reason) == (2, f"ValueError: attempt 2 of {runs}")
+            move(broker.transport, "jobs.dead", "jobs")
+        [back] = broker.transport.peek("jobs", 1)
+        assert (back.attempt, dict(back.message.headers)) == (1, {"tenant": 7})
+
+
+def move(transport: Transport, source: str, target: str) -> None:
+    moved = [delivery.message for delivery in transport.peek(source, 100)]
+    with closing(transport.publisher()) as publisher:
+        publisher.publish(target, moved, 5.0)
+    transport.purge(source)
+
+
+def test_the_broker_has_the_last_word(queue: Queue) -> None:
+    """A letter that was moved back and then set aside by RabbitMQ has both records: ours is of the
+    life before."""
+    bury(queue, "a", reason="the old one")
+    [old] = queue.transport.peek("jobs.dead", 1)
+    queue.transport.purge("jobs.dead")
+    death = {"queue": "jobs", "reason": "expired", "time": datetime(2026, 1, 1, tzinfo=UTC)}
+    headers = {**old.message.headers, "x-death": [death], FAILURES: 5}
+    with closing(queue.transport.publisher()) as publisher:
+        publisher.publish("jobs.dead", [Message(body=b"x", id="a", headers=headers)], 5.0)
+    [letter] = queue.dead.letters()
+    assert (letter.reason, letter.attempt, letter.queue) == ("expired", 1, "jobs")
+    assert letter.dead_at == datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
+def test_what_happened_among_dead_letters_is_no_end(queue: Queue) -> None:
+    """A policy moved it from one dead-letter queue to another: why it died is what we wrote."""
+    bury(queue, "a", reason="no such user")
+    [old] = queue.transport.peek("jobs.dead", 1)
+    death = {"queue": "elsewhere.dead", "reason": "expired"}
+    moved = replace(old.message, headers={**old.message.headers, "x-death": [death]})
+    queue.transport.purge("jobs.dead")
+    with closing(queue.transport.publisher()) as publisher:
+        publisher.publish("jobs.dead", [moved], 5.0)
+    [letter] = queue.dead.letters()
+    assert letter.reason == "no such user"

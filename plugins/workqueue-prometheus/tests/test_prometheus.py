@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -113,7 +115,7 @@ def test_what_a_scraper_sees(queue: Queue, port: int) -> None:
 
 
 JOBS = {"queue": "jobs"}
-OF_DEAD = {"queue": "jobs", "handler": "invoice", "outcome": "dead"}
+OF_DEAD = {"queue": "jobs", "handler": "other", "outcome": "dead"}
 
 
 def test_what_was_not_sent_is_counted(queue: Queue) -> None:
@@ -204,3 +206,46 @@ def test_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKQUEUE_PROMETHEUS_PORT", "http")
     with pytest.raises(ConfigError, match="a port is between 0 and 65535"):
         load_middleware(["prometheus"])
+
+
+def test_strangers_make_no_series(queue: Queue) -> None:
+    """A name that is no task's own counts under one label, however many there are."""
+
+    @queue.task
+    def welcome() -> None:
+        pass
+
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=0, registry=registry)
+    welcome.send()
+    with Producer(queue) as producer:
+        for number in range(20):
+            producer.send({}, type=f"made-up-{number}")
+        producer.send({})
+    Worker(queue, middleware=[plugin]).run(max_messages=22)
+    handlers = {
+        sample.labels["handler"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "workqueue_messages_finished_total"
+    }
+    assert handlers == {"welcome": 1, "other": 20, "": 1}
+
+
+@pytest.mark.parametrize(
+    ("ago", "counted"),
+    [(5.0, 1), (-5.0, 1), (364 * 86_400.0, 1), (400 * 86_400.0, 0), (-3_600.0, 0)],
+)
+def test_a_wait_that_is_none(queue: Queue, ago: float, counted: int) -> None:
+    """A sender without a clock says 1970, and one that counts in milliseconds a far future."""
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=0, registry=registry)
+    moments = [0.0, 1.7e12, time.time() - ago]
+    queue.declare()
+    with closing(queue.transport.publisher()) as publisher:
+        messages = [Message(body=b"x", sent_at=moment) for moment in moments]
+        publisher.publish(queue.name, messages, 1.0)
+    Worker(queue, lambda job: None, middleware=[plugin]).run(max_messages=len(moments))
+    assert (registry.get_sample_value("workqueue_wait_seconds_count", JOBS) or 0) == counted
+    total = registry.get_sample_value("workqueue_wait_seconds_sum", JOBS) or 0.0
+    assert 0 <= total <= max(ago, 0.0) + 30

@@ -40,7 +40,7 @@ from workqueue.transport import (
     Retry,
     State,
 )
-from workqueue.transports.copies import attempt_of, dead_copy, retry_copy, this_worker
+from workqueue.transports.copies import as_lent, attempt_of, dead_copy, retry_copy, this_worker
 
 
 @dataclass(order=True, slots=True)
@@ -117,10 +117,11 @@ class Store:
 
 
 def lend(entry: Entry, queue: str) -> Delivery:
+    message = as_lent(entry.message, queue)
     return Delivery(
-        message=entry.message,
+        message=message,
         queue=queue,
-        attempt=attempt_of(entry.message.headers),
+        attempt=attempt_of(message.headers),
         redelivered=entry.redelivered,
     )
 

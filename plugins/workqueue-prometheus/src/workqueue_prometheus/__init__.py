@@ -40,6 +40,15 @@ PORT = 9464
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 60, 600, 3600)
 """Seconds. Those of OpenTelemetry's semantic conventions for messaging, and some for long tasks."""
 
+OTHER = "other"
+"""The label of a task that this worker does not know by name: its name came with the message, and
+each new one would be another time series."""
+
+OLDEST = 366 * 86_400.0
+SKEW = 60.0
+"""Seconds that a message may have been sent before it is begun, at most, and after: what is beyond
+them comes from a sender without a clock, or that counts in milliseconds."""
+
 OUTCOMES: dict[type[Outcome], str] = {
     Ack: "done",
     Retry: "retry",
@@ -138,6 +147,7 @@ class PrometheusMiddleware(Middleware):
         self.server: tuple[Any, Thread] | None = None
         self.figures: QueueFigures | None = None
         self.watched: list[Gauge] = []
+        self.worker: Worker | None = None
 
     # -- sending
 
@@ -167,6 +177,7 @@ class PrometheusMiddleware(Middleware):
     # -- working
 
     def started(self, worker: Worker) -> None:
+        self.worker = worker
         self.watch(worker)
         driver = driver_of(worker.queue)
         self.metrics.info.labels(workqueue.__version__, driver, platform.python_version()).set(1)
@@ -197,13 +208,21 @@ class PrometheusMiddleware(Middleware):
         self.metrics.received.labels(queue).inc()
         sent_at = delivery.message.sent_at
         if sent_at is not None and delivery.attempt == 1 and not delivery.redelivered:
-            self.metrics.wait.labels(queue).observe(max(0.0, time.time() - sent_at))
+            waited = time.time() - sent_at
+            if -SKEW <= waited <= OLDEST:
+                self.metrics.wait.labels(queue).observe(max(0.0, waited))
 
     def settled(self, outcome: Outcome, seconds: float) -> None:
         delivery = outcome.delivery
-        labels = (delivery.queue, delivery.message.type or "", OUTCOMES[type(outcome)])
+        labels = (delivery.queue, self.handler_of(delivery), OUTCOMES[type(outcome)])
         self.metrics.finished.labels(*labels).inc()
         self.metrics.run_time.labels(*labels).observe(seconds)
+
+    def handler_of(self, delivery: Delivery) -> str:
+        """The task's name, if it is one of the worker's own; empty for plain messages."""
+        name = delivery.message.type or ""
+        known = self.worker.runner.options if self.worker is not None else {}
+        return name if not name or name in known else OTHER
 
     def lost(self, error: ConsumerLost) -> None:
         self.metrics.reconnects.labels(type(error.__cause__ or error).__name__).inc()

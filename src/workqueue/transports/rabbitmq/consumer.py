@@ -35,6 +35,7 @@ from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retr
 from workqueue.transports.bell import Bell
 from workqueue.transports.copies import (
     DEATHS,
+    as_lent,
     attempt_of,
     dead_copy,
     retry_copy,
@@ -178,8 +179,9 @@ class Lane:
             headers = without_waiting(message.headers)
             if headers is not message.headers:
                 message = replace(message, headers=headers)
-            attempt = attempt_of(headers)
-            returns = returns_of(headers, redelivered=redelivered)
+            message = as_lent(message, self.survey.queue)
+            attempt = attempt_of(message.headers)
+            returns = returns_of(message.headers, redelivered=redelivered)
         delivery = self.held[tag] = Delivery(
             message=message,
             queue=self.survey.queue,

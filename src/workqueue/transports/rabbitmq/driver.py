@@ -7,6 +7,7 @@ else spend most of its time on a worker's half of the driver.
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workqueue.errors import (
     AccessRefused,
+    BrokerFailed,
     ConfigError,
     ConnectionLost,
     QueueMismatch,
@@ -181,7 +183,11 @@ class RabbitMQTransport:
                     # The default exchange, so that a queue that is fenced off from senders still
                     # takes the retries of its own messages.
                     lambda: RabbitMQPublisher(
-                        self.address, self.delays, exchange="", role=f"copies of {queue}"
+                        self.address,
+                        self.delays,
+                        exchange="",
+                        role=f"copies of {queue}",
+                        whole=False,
                     ),
                     lambda: self.repair(queue),
                 )
@@ -246,8 +252,15 @@ class RabbitMQTransport:
         from workqueue.transports.rabbitmq.consumer import lend_for_a_look
 
         with self.link("peek") as link:
-            ready, _ = count(link, queue)
-            return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
+            try:
+                ready, _ = count(link, queue)
+                wanted = min(limit, ready)
+                with translated():
+                    return lend_for_a_look(link, queue, wanted) if wanted > 0 else []
+            except BrokerFailed as failure:
+                if limit > 1:
+                    failure.command = f"workqueue peek {shlex.quote(queue)} -n {limit // 2}"
+                raise
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
         from workqueue.transports.rabbitmq.migration import Migration, Steps

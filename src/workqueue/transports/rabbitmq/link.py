@@ -29,7 +29,13 @@ from amqp.spec import Channel as ChannelMethods
 from kombu.transport import pyamqp
 
 from workqueue import __version__
-from workqueue.errors import AccessRefused, ConfigError, ConnectionLost, WorkqueueError
+from workqueue.errors import (
+    AccessRefused,
+    BrokerFailed,
+    ConfigError,
+    ConnectionLost,
+    WorkqueueError,
+)
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.topology import Abilities, parse_version
@@ -369,6 +375,12 @@ CERTIFICATE_HINTS = {
 """By OpenSSL's codes of verification (openssl-verification-options)."""
 
 
+CANNOT_DELIVER = (
+    "It does so at a message that AMQP 0-9-1 cannot express: an AMQP 1.0 client sent it with a"
+    " uuid, a char or a decimal in its application properties or annotations."
+)
+
+
 class Translation:
     """Every foreign error becomes one of ours here, and nowhere else.
 
@@ -417,6 +429,9 @@ def translation(error: BaseException, where: str) -> WorkqueueError | None:
             return ConnectionLost(f"cannot reach {where}: {error.strerror}")
         case OSError():
             return ConnectionLost(f"cannot reach {where}: {error.strerror or error}")
+        case amqp.InternalError():
+            told = f"{where} failed and closed the connection: {error.code} INTERNAL_ERROR"
+            return BrokerFailed(told, hint=CANNOT_DELIVER)
         case amqp.AMQPError():
             return ConnectionLost(f"{where} closed the connection: {error}")
         case wire.WireError() | StructError():

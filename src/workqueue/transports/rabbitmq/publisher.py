@@ -19,7 +19,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
-from workqueue.message import DEFAULT_PRIORITY, Message
+from workqueue.message import DEFAULT_PRIORITY, Message, visible
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
@@ -48,6 +48,9 @@ is too large by closing the channel, and with it the fate of all others on it wo
 LARGEST = 512 * 1024 * 1024
 """Bytes. No RabbitMQ can be configured to take more."""
 
+LONGEST_LINE = 200
+"""Characters of a list of names in the log."""
+
 IDLE = 10.0
 """Seconds after which a connection must prove that it is alive before it is trusted."""
 
@@ -69,6 +72,10 @@ class RabbitMQPublisher:
     A `patient` one counts the timeout of a publish from when RabbitMQ last confirmed anything, and
     not while it is blocked: to hang up and send again would store everything twice. `abandoned` may
     be set by another thread, and ends the wait of a publish within a second.
+
+    With `whole`, a message is sent as it is or not at all. Without, which is for copies of received
+    messages, headers that AMQP cannot express or that fit into no frame are left out, with a line
+    in the log.
     """
 
     def __init__(
@@ -79,8 +86,10 @@ class RabbitMQPublisher:
         *,
         exchange: str = EXCHANGE,
         role: str = "sender",
+        whole: bool = True,
     ) -> None:
         self.exchange = exchange
+        self.whole = whole
         self.delays = delays
         self.priorities = priorities
         self.size_limit = LARGEST
@@ -222,8 +231,8 @@ class RabbitMQPublisher:
             if message.delay > 0:
                 exchange, key = self.delays.way(self.link, queue, message)
                 frame_max: int = self.link.wire.frame_max
-                return wire.encode_publish(self.number, exchange, key, message, frame_max)
-            return writer.frames(message)
+                writer = wire.PublishWriter(self.number, exchange, key, frame_max)
+            return self.frames(message, writer)
         except QueueNotFound as error:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
@@ -233,6 +242,23 @@ class RabbitMQPublisher:
         except wire.WireError as error:
             self.confirms.failures.append((message, Refused(str(error))))
         return None
+
+    def frames(self, message: Message, writer: wire.PublishWriter) -> bytes:
+        try:
+            return writer.frames(message)
+        except wire.WireError:
+            if self.whole:
+                raise
+        fitted, left_out = wire.fitted(message, writer.frame_max)
+        if left_out:
+            log.warning(
+                "task %s: its copy goes without %d headers, which AMQP cannot say or which do not "
+                "fit into a frame: %s",
+                visible(message.id or "without id"),
+                len(left_out),
+                visible(", ".join(left_out)[:LONGEST_LINE]),
+            )
+        return writer.frames(fitted)
 
     def writer(self, queue: str) -> wire.PublishWriter:
         if queue not in self.writers:

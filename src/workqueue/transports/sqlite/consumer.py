@@ -22,7 +22,7 @@ from workqueue.errors import (
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
-from workqueue.transports.copies import attempt_of, retry_copy, this_worker
+from workqueue.transports.copies import as_lent, attempt_of, retry_copy, this_worker
 from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import Database, Unavailable
@@ -333,7 +333,8 @@ class SQLiteConsumer:
 def lend(row: Row, queue: str) -> Delivery:
     """A row as `store.claim` and the peeks give it."""
     place, redelivered, deaths, *columns = row
-    message, unreadable = unpack(tuple(columns))
+    stored, unreadable = unpack(tuple(columns))
+    message = as_lent(stored, queue)
     return Delivery(
         message=message,
         queue=queue,
