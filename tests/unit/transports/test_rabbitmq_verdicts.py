@@ -178,7 +178,7 @@ def test_an_operators_policy_goes_with_it() -> None:
 
 def queue(abilities: Abilities = NEW, type_: Any = "quorum", **changes: Any) -> Survey:
     """One of ours, with other arguments; None takes one away."""
-    arguments = queue_arguments(QueueSpec(name="q", type=type_), abilities)
+    arguments = queue_arguments(QueueSpec(name="q", type=type_))
     return Survey("q", abilities, changed(arguments, changes))
 
 

@@ -1,13 +1,23 @@
-"""What of the ladder is there already, and making the rest of it when it is first needed."""
+"""Looks at the ladder before it is used, and makes what of it is missing.
+
+Each part can be deleted by itself: a queue, an exchange, a binding. A message that was put on a
+ladder with a missing step is held up there, and its sender does not hear of it. So all parts are
+looked at before each batch of delayed messages, in one go; and every few seconds they are declared
+and bound again, which notices other arguments and restores single bindings.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from workqueue.errors import QueueNotFound
+import amqp
+
+from workqueue.errors import ConfigError, QueueNotFound
 from workqueue.message import DEFAULT_PRIORITY, Message
+from workqueue.transports.rabbitmq import survey
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
     UNDELIVERABLE,
@@ -18,10 +28,22 @@ from workqueue.transports.rabbitmq.ladder import (
     undeliverable_arguments,
 )
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
-from workqueue.transports.rabbitmq.survey import NOT_FOUND, declare
+from workqueue.transports.rabbitmq.migration import gate_is_open, is_migrating
+from workqueue.transports.rabbitmq.survey import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    exchange_exists,
+    exists,
+    not_allowed,
+)
 
-TRUSTED = 5.0
-"""Seconds for which a queue that was there is taken to be there still."""
+COMPARED = 1.0
+"""Seconds for which arguments and bindings of the ladder are taken to be as they were. To compare
+them costs RabbitMQ 4.3 up to 20 ms, and to look whether all is there 1 ms."""
+
+
+GATE_AGAIN = 5.0
+"""Seconds between two looks whether a queue without a gate is being migrated."""
 
 
 class Delays:
@@ -33,80 +55,204 @@ class Delays:
     def __init__(self, settle: Callable[[], None]) -> None:
         self.settle = settle
         self.lock = threading.Lock()
-        self.tops: dict[str, int] = {}
-        self.bound: dict[str, float] = {}
+        self.compared: dict[str, tuple[int, float]] = {}
+        self.without_gate: dict[str, float] = {}
+        self.may_look = True
+        self.may_compare = True
 
-    def way(self, link: Link, queue: str, message: Message) -> tuple[str, str]:
+    def way(
+        self, link: Link, queue: str, message: Message, looked_at: dict[str, int]
+    ) -> tuple[str, str]:
         """Exchange and routing key that bring `message` to `queue` after its delay.
 
-        Makes sure that there is such a way; raises QueueNotFound if there is no such queue.
+        Makes sure that there is such a way. `looked_at` holds what was looked at for the messages
+        before it in the same batch: the highest level by prefix. Raises QueueNotFound if there is
+        no such queue; AccessRefused, ConfigError or ChannelClosed where no way can be made.
         """
         high = link.abilities.high_priorities_block and message.priority > DEFAULT_PRIORITY
         level = first_level(message.delay, high=high)
-        with self.lock:
-            if level.number > self.tops.get(level.prefix, -1):
-                self.build(link, level)
-            if time.monotonic() - self.bound.get(queue, -TRUSTED) >= TRUSTED:
-                self.bind(link, queue)
+        if level.number > looked_at.get(level.prefix, -1):
+            with self.lock:
+                self.make_sure(link, level)
+                if not looked_at:
+                    self.bind(link, queue)
+            looked_at[level.prefix] = level.number
         return level.name, routing_key(message.delay, queue)
 
-    def forget_queue(self, queue: str) -> None:
-        """It was deleted, and its binding with it."""
-        with self.lock:
-            self.bound.pop(queue, None)
-
     def forget(self) -> None:
-        """Something was not there: trust nothing that was seen before."""
-        with self.lock:
-            self.tops.clear()
-            self.bound.clear()
+        """A message found no way: compare everything before the next one."""
+        self.compared.clear()
 
-    def build(self, link: Link, top: Level) -> None:
-        """All levels up to `top`, from the lowest, so that none leads nowhere."""
-        if not self.is_built(link, top):
-            self.build_end(link)
-            for number in range(top.number + 1):
-                self.build_level(link, Level(top.prefix, number))
+    def make_sure(self, link: Link, top: Level) -> None:
+        """All levels up to `top` are there."""
+        built = not self.is_there(link, top)
+        if built:
+            made = self.make_missing(link, top)
+        if built or self.is_time_to_compare(top):
+            self.compare(link, top, needed=built)
+            self.compared[top.prefix] = (top.number, time.monotonic())
+        if built and made:
             self.settle()
-        self.tops[top.prefix] = top.number
 
-    def is_built(self, link: Link, top: Level) -> bool:
-        """Its exchange is what is made last."""
+    def is_time_to_compare(self, top: Level) -> bool:
+        number, at = self.compared.get(top.prefix, (-1, -COMPARED))
+        return top.number > number or time.monotonic() - at >= COMPARED
+
+    def is_there(self, link: Link, top: Level) -> bool:
+        """Whether no queue and no exchange is missing, in one round trip. True also where this
+        user may not know."""
+        if not self.may_look:
+            return True
         channel = link.channel()
         try:
-            channel.exchange_declare(top.name, "topic", passive=True)
+            for part in parts(top):
+                part.look(channel)
+            answer(channel)
         except ChannelClosed as closed:
-            if closed.code != NOT_FOUND:
+            if closed.code not in (NOT_FOUND, ACCESS_REFUSED):
                 raise
-            return False
+            self.may_look = closed.code != ACCESS_REFUSED
+            return not self.may_look
         channel.close()
         return True
 
-    def build_end(self, link: Link) -> None:
-        """Where all ways end, and what becomes of those that lead nowhere any more."""
-        declare(link, UNDELIVERABLE, undeliverable_arguments())
-        channel = link.channel()
-        channel.exchange_declare(UNDELIVERABLE, "fanout", durable=True, auto_delete=False)
-        channel.queue_bind(UNDELIVERABLE, UNDELIVERABLE)
-        alternate = {"alternate-exchange": UNDELIVERABLE}
-        channel.exchange_declare(DUE, "topic", durable=True, auto_delete=False, arguments=alternate)
-        channel.close()
+    def make_missing(self, link: Link, top: Level) -> bool:
+        """From the lowest level, so that none leads nowhere. Whether a queue was made."""
+        missing = [part for part in parts(top) if not part.exists(link)]
+        for part in missing:
+            channel = link.channel()
+            try:
+                part.declare(channel)
+                answer(channel)
+            except ChannelClosed as closed:
+                if closed.code == ACCESS_REFUSED:
+                    problem = f"{part.name} does not exist, and delays need it"
+                    raise not_allowed(link, problem, f"configure {part.name}") from closed
+                raise
+            channel.close()
+        return any(part.is_queue for part in missing)
 
-    def build_level(self, link: Link, level: Level) -> None:
-        declare(link, level.name, level.arguments)
+    def compare(self, link: Link, top: Level, *, needed: bool) -> None:
+        """Declare and bind everything, in one round trip: no change where all is well.
+
+        Raises ConfigError for a part that was made with other arguments. A user who may not do
+        this takes the ladder as it is, unless it is `needed`.
+        """
+        if not (needed or self.may_compare):
+            return
         channel = link.channel()
-        channel.exchange_declare(level.name, "topic", durable=True, auto_delete=False)
-        channel.queue_bind(level.name, level.name, level.waits)
-        channel.exchange_bind(level.next, level.name, level.passes)
+        try:
+            for part in parts(top):
+                part.declare(channel)
+                part.bind(channel)
+            answer(channel)
+        except ChannelClosed as closed:
+            match closed.code:
+                case survey.PRECONDITION_FAILED:
+                    raise made_otherwise(closed.text) from closed
+                case survey.ACCESS_REFUSED if needed:
+                    problem = f"what delays need was missing and cannot be bound: {closed.text}"
+                    raise not_allowed(link, problem, "write and read it") from closed
+                case survey.ACCESS_REFUSED:
+                    self.may_compare = False
+                case survey.NOT_FOUND:
+                    self.compared.clear()  # deleted since the look: the next batch looks again
+                case _:
+                    raise
+            return
         channel.close()
 
     def bind(self, link: Link, queue: str) -> None:
+        """What is due for `queue` gets there. Not while it is migrated: another queue is bound.
+
+        Raises QueueNotFound; AccessRefused, because a message that is due for a queue that is not
+        bound would be put where nobody looks.
+        """
+        if self.is_migrating(link, queue):
+            return
         channel = link.channel()
         try:
             channel.queue_bind(queue, DUE, delivery_key(queue))
         except ChannelClosed as closed:
             if closed.code == NOT_FOUND:
                 raise QueueNotFound(queue) from closed
+            if closed.code == ACCESS_REFUSED:
+                problem = f"queue {queue} cannot be bound to {DUE}, where delays end"
+                raise not_allowed(link, problem, f"write {queue}", f"read {DUE}") from closed
             raise
         channel.close()
-        self.bound[queue] = time.monotonic()
+
+    def is_migrating(self, link: Link, queue: str) -> bool:
+        """Asked each time where that is no error in the broker's log: where there is a gate."""
+        if time.monotonic() - self.without_gate.get(queue, -GATE_AGAIN) < GATE_AGAIN:
+            return False
+        if gate_is_open(link, queue):
+            return False
+        self.without_gate[queue] = time.monotonic()
+        return is_migrating(link, queue)
+
+
+class Part(NamedTuple):
+    """A queue or an exchange of the ladder."""
+
+    name: str
+    is_queue: bool
+    kind: str
+    arguments: dict[str, object] | None
+    level: Level | None
+
+    def exists(self, link: Link) -> bool:
+        return exists(link, self.name) if self.is_queue else exchange_exists(link, self.name)
+
+    def look(self, channel: amqp.Channel) -> None:
+        """Without waiting for the answer, as the two below: see `answer`."""
+        if self.is_queue:
+            channel.queue_declare(self.name, passive=True, nowait=True)
+        else:
+            channel.exchange_declare(self.name, self.kind, passive=True, nowait=True)
+
+    def declare(self, channel: amqp.Channel) -> None:
+        flags = {"durable": True, "auto_delete": False, "nowait": True}
+        if self.is_queue:
+            channel.queue_declare(self.name, arguments=self.arguments, **flags)
+        else:
+            channel.exchange_declare(self.name, self.kind, arguments=self.arguments, **flags)
+
+    def bind(self, channel: amqp.Channel) -> None:
+        """An exchange: to the queue of the same name, and to the next exchange."""
+        if self.is_queue:
+            return
+        if self.name == UNDELIVERABLE:
+            channel.queue_bind(UNDELIVERABLE, UNDELIVERABLE, nowait=True)
+        if self.level is not None:
+            channel.queue_bind(self.name, self.name, self.level.waits, nowait=True)
+            channel.exchange_bind(self.level.next, self.name, self.level.passes, nowait=True)
+
+
+def parts(top: Level) -> Iterator[Part]:
+    """All of the ladder up to `top`, each after those that it leads to."""
+    yield Part(UNDELIVERABLE, True, "", undeliverable_arguments(), None)
+    yield Part(UNDELIVERABLE, False, "fanout", None, None)
+    # What becomes of messages that lead nowhere any more.
+    yield Part(DUE, False, "topic", {"alternate-exchange": UNDELIVERABLE}, None)
+    for number in range(top.number + 1):
+        level = Level(top.prefix, number)
+        yield Part(level.name, True, "", level.arguments, level)
+        yield Part(level.name, False, "topic", None, level)
+
+
+def answer(channel: amqp.Channel) -> None:
+    """Wait until the broker has done all that was asked on `channel`; ChannelClosed if it refused.
+
+    Not by closing it: that would cross with the broker's own closing after a refusal.
+    """
+    channel.basic_qos(0, 0, False)
+
+
+def made_otherwise(refusal: str) -> ConfigError:
+    error = ConfigError(
+        f"a part of the delays was made with other arguments than workqueue gives it: {refusal}",
+        hint="Delete it when nothing waits in it: the next delayed message makes it again.",
+    )
+    error.command = "workqueue doctor --management-url http://user:password@host:15672"
+    return error

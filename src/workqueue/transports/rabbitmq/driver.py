@@ -32,12 +32,15 @@ from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
-    NOT_FOUND,
     PRECONDITION_FAILED,
     Survey,
+    check_type,
     count,
     declare,
+    exchange_exists,
     exists,
+    find_type,
+    not_allowed,
     survey,
 )
 from workqueue.transports.rabbitmq.topology import (
@@ -101,6 +104,8 @@ class RabbitMQTransport:
             made = not exists(link, spec.name)
             if spec.asks and not made:
                 self.compare(link, spec)
+            elif not made:
+                check_type(spec.name, find_type(link, spec.name))
             if dry_run:
                 return made
             # The dead-letter queue first: a broker that dead-letters into nowhere loses, or
@@ -117,21 +122,24 @@ class RabbitMQTransport:
 
     def compare(self, link: Link, spec: QueueSpec) -> None:
         """Raises QueueMismatch with all that differs."""
-        wanted = queue_arguments(spec, link.abilities)
+        wanted = queue_arguments(spec)
         found = survey(link, spec.name, wanted)
-        if found.arguments is None:
+        check_type(spec.name, found.type)
+        if found.arguments is None or not found.durable or found.auto_delete:
             self.make(link, spec)  # it is refused, with the one difference that can be told
             return
         if spec.type is None and found.type in ("quorum", "classic"):
             existing_type: Any = found.type
-            wanted = queue_arguments(replace(spec, type=existing_type), link.abilities)
+            wanted = queue_arguments(replace(spec, type=existing_type))
         if different := differences(wanted, found.arguments):
             raise QueueMismatch(spec.name, different)
 
     def make(self, link: Link, spec: QueueSpec) -> None:
         try:
-            declare(link, spec.name, queue_arguments(spec, link.abilities))
+            declare(link, spec.name, queue_arguments(spec))
         except ChannelClosed as closed:
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, f"queue {spec.name}", spec.name) from closed
             differs = parse_refusal(closed.text) if closed.code == PRECONDITION_FAILED else None
             if differs is None:
                 raise
@@ -146,16 +154,47 @@ class RabbitMQTransport:
         try:
             declare(link, name, dead_arguments())
         except ChannelClosed as closed:
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, f"queue {name}", name) from closed
             if closed.code != PRECONDITION_FAILED:
                 raise
             return False  # somebody else made it meanwhile, in another way
         return True
 
     def bind(self, link: Link, queue: str, target: str | None = None) -> None:
-        """What is sent to `queue` goes to `target`, by default itself."""
+        """What is sent to `queue` goes to `target`, by default itself.
+
+        A user who may not bind takes it that others have: a sender notices if they have not.
+        """
+        self.ensure_exchange(link)
         channel = link.channel()
-        channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
-        channel.queue_bind(target or queue, EXCHANGE, queue)
+        try:
+            channel.queue_bind(target or queue, EXCHANGE, queue)
+        except ChannelClosed as closed:
+            if closed.code != ACCESS_REFUSED or target is not None:
+                raise
+            return
+        channel.close()
+
+    def ensure_exchange(self, link: Link) -> None:
+        """Our exchange is there, and direct. Raises ConfigError for one of another type."""
+        there = exchange_exists(link, EXCHANGE)
+        channel = link.channel()
+        try:
+            channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
+        except ChannelClosed as closed:
+            if closed.code == ACCESS_REFUSED and there:
+                return  # what it is like, only those may ask who may make it
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, f"the exchange {EXCHANGE}", EXCHANGE) from closed
+            if closed.code != PRECONDITION_FAILED:
+                raise
+            error = ConfigError(
+                f"the exchange {EXCHANGE} was made by others, in another way: {closed.text}",
+                hint="workqueue needs a durable direct exchange of this name.",
+            )
+            error.command = "rabbitmqctl list_exchanges name type durable arguments"
+            raise error from closed
         channel.close()
 
     # -- send and work
@@ -173,6 +212,7 @@ class RabbitMQTransport:
             with translated(), unexpected_refusals():
                 check_not_migrating(link, queue)
                 found = survey(link, queue)
+                check_type(queue, found.type)
                 self.warn_once(found, link.version)
                 return RabbitMQConsumer(
                     link,
@@ -202,9 +242,11 @@ class RabbitMQTransport:
         log.warning("%s", warning)
 
     def repair(self, queue: str) -> None:
-        """A dead-letter queue that somebody deleted is made again."""
+        """What a dead letter of `queue` needs is made again where it is missing, at once; what a
+        retry needs, before the next one."""
         with self.link("setup") as link:
             self.ensure_dead(link, queue + DEAD_SUFFIX)
+        self.delays.forget()
 
     # -- look and mend
 
@@ -246,6 +288,7 @@ class RabbitMQTransport:
 
         with self.link("peek") as link:
             ready, _ = count(link, queue)
+            check_type(queue, find_type(link, queue))
             return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
@@ -260,9 +303,10 @@ class RabbitMQTransport:
                 settle=settle,
             )
             migration = Migration(link, spec.name, steps, say, force=force)
-            if not migration.unfinished and not exists(link, spec.name):
+            if exists(link, spec.name):
+                check_type(spec.name, find_type(link, spec.name))
+            elif not migration.unfinished:
                 raise QueueNotFound(spec.name)
-            self.delays.forget_queue(spec.name)
             return migration.run()
 
     def differs(self, link: Link, spec: QueueSpec) -> bool:
@@ -290,28 +334,21 @@ class RabbitMQTransport:
 
     def delays_are_known(self, link: Link) -> bool:
         """Whether anything was ever delayed in this virtual host."""
-        channel = link.channel()
-        try:
-            channel.exchange_declare(DUE, "topic", passive=True)
-        except ChannelClosed as closed:
-            if closed.code != NOT_FOUND:
-                raise
-            return False
-        channel.close()
-        return True
+        return exchange_exists(link, DUE)
 
     def purge(self, queue: str) -> int:
         with self.link("purge") as link:
             if not exists(link, queue):
                 raise QueueNotFound(queue)
+            check_type(queue, find_type(link, queue))
             return int(link.channel().queue_purge(queue))
 
     def delete(self, queue: str) -> None:
         from workqueue.transports.rabbitmq.migration import close_gate
 
         with self.link("delete") as link:
-            self.delays.forget_queue(queue)
             if exists(link, queue):
+                check_type(queue, find_type(link, queue))
                 link.channel().queue_delete(queue)
                 close_gate(link, queue)
 
@@ -331,6 +368,10 @@ def open_management(url: str | None, address: Address) -> Management | None:
     from workqueue.transports.rabbitmq.management import Management
 
     return Management(url, address)
+
+
+def may_not_make(link: Link, what: str, name: str) -> AccessRefused:
+    return not_allowed(link, f"{what} does not exist", f"configure {name}")
 
 
 def differences(

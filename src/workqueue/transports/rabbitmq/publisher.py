@@ -22,8 +22,10 @@ from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.confirms import Confirms
 from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.destinations import Destinations
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
+from workqueue.transports.rabbitmq.survey import ACCESS_REFUSED, LOCKED, NOT_FOUND
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
 log = logging.getLogger("workqueue.rabbitmq")
@@ -89,6 +91,7 @@ class RabbitMQPublisher:
             self.channel.confirm_select()
             self.number: int = self.channel.channel_id
             self.link.wire.taps[self.number] = self.on_method
+        self.destinations = Destinations(self.link, self.channel)
         self.writers: dict[str, wire.PublishWriter] = {}
         self.begun = 0
         self.gathered: list[bytes] = []
@@ -131,8 +134,11 @@ class RabbitMQPublisher:
         self.begun = 0
         try:
             with translated():
+                self.look(queue)
                 self.write_all(queue, messages, deadline)
                 self.make_room(deadline, WINDOW)
+        except QueueNotFound as error:
+            confirms.failures += [(message, Unroutable(str(error))) for message in messages]
         except (ConnectionLost, Stalled) as error:
             cause = self.cause_of_silence(error)
             confirms.give_up(cause)
@@ -142,7 +148,17 @@ class RabbitMQPublisher:
             self.account_for_closing(confirms, messages[self.begun :])
         confirms.close()
         self.used = time.monotonic()
-        self.report(confirms, len(messages))
+        self.report(queue, confirms, len(messages))
+
+    def look(self, queue: str) -> None:
+        """Before anything is written to `queue`. Raises QueueNotFound, or ConfigError.
+
+        The default exchange needs no look: it has no alternate, and gives a message to no queue
+        but the one of that name.
+        """
+        self.looked_at_levels: dict[str, int] = {}
+        if self.exchange:
+            self.destinations.look(queue)
 
     def write_all(self, queue: str, messages: Sequence[Message], deadline: float) -> None:
         """All are on their way, or on record as failures, unless the broker closes the channel;
@@ -201,7 +217,9 @@ class RabbitMQPublisher:
             if self.priorities and message.priority != DEFAULT_PRIORITY:
                 self.priorities.look(self.link, queue)
             if message.delay > 0:
-                exchange, key = self.delays.way(self.link, queue, message)
+                exchange, key = self.delays.way(
+                    self.link, queue, message, self.looked_at_levels
+                )
                 frame_max: int = self.link.wire.frame_max
                 return wire.encode_publish(self.number, exchange, key, message, frame_max)
             return writer.frames(message)
@@ -270,16 +288,20 @@ class RabbitMQPublisher:
         assert self.closing is not None
         if size and len(message.body) == size:
             return TooLarge(too_large(size, limit))
-        if self.closing.code == 404:  # the exchange is not there, so neither is our queue
-            self.delays.forget()
+        if self.closing.code == NOT_FOUND:  # an exchange, or the queue that was looked at
             return Unroutable(self.closing.text)
-        if self.closing.code == 403:
+        if self.closing.code in (ACCESS_REFUSED, LOCKED):
             return Refused(self.closing.text)
         return Unconfirmed(f"RabbitMQ closed the channel: {self.closing.text}")
 
-    def report(self, confirms: Confirms, total: int) -> None:
+    def report(self, queue: str, confirms: Confirms, total: int) -> None:
         failures, confirms.failures = confirms.failures, []
         if failures:
+            if any(isinstance(cause, Unroutable) for _, cause in failures):
+                self.delays.forget()
+            refused = self.destinations.explain_return(queue)
+            if refused and len(failures) == total and isinstance(failures[0][1], Unroutable):
+                raise refused
             raise NotSent(str(failures[0][1]), failures=failures, sent=total - len(failures))
 
     def close(self) -> None:

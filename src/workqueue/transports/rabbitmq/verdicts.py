@@ -217,7 +217,7 @@ def judge_queue(found: Survey, policy: Mapping[str, Any]) -> Iterator[Finding]:
         yield about("fail", f"its type is {told}: a work queue is quorum or classic", "")
         return
     spec = QueueSpec(name=queue, type="quorum" if found.type == "quorum" else "classic")
-    wanted = queue_arguments(spec, found.abilities)
+    wanted = queue_arguments(spec)
     well = True
     for finding in judge_limits(about, arguments, policy):
         well = False
