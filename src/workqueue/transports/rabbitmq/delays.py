@@ -35,6 +35,7 @@ from workqueue.transports.rabbitmq.survey import (
     exchange_exists,
     exists,
     not_allowed,
+    permission_in,
 )
 
 COMPARED = 1.0
@@ -126,8 +127,9 @@ class Delays:
                 answer(channel)
             except ChannelClosed as closed:
                 if closed.code == ACCESS_REFUSED:
-                    problem = f"{part.name} does not exist, and delays need it"
-                    raise not_allowed(link, problem, f"configure {part.name}") from closed
+                    problem = f"{part.name} does not exist, which delays need"
+                    needed = permission_in(closed.text, "configure", part.name)
+                    raise not_allowed(link, problem, needed) from closed
                 raise
             channel.close()
         return any(part.is_queue for part in missing)
@@ -151,8 +153,8 @@ class Delays:
                 case survey.PRECONDITION_FAILED:
                     raise made_otherwise(closed.text) from closed
                 case survey.ACCESS_REFUSED if needed:
-                    problem = f"what delays need was missing and cannot be bound: {closed.text}"
-                    raise not_allowed(link, problem, "write and read it") from closed
+                    lacking = permission_in(closed.text, "write", DUE)
+                    raise not_allowed(link, "a part of the delays is missing", lacking) from closed
                 case survey.ACCESS_REFUSED:
                     self.may_compare = False
                 case survey.NOT_FOUND:

@@ -25,6 +25,7 @@ from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
     NOT_FOUND,
     check_type,
+    exchange_exists,
     exists,
     find_type,
     not_allowed,
@@ -89,12 +90,13 @@ class Destinations:
         try:
             channel.queue_bind(queue, EXCHANGE, queue)
         except ChannelClosed as closed:
-            if closed.code == ACCESS_REFUSED:
-                self.unbound.add(queue)
-                return False
-            if closed.code == NOT_FOUND:  # the exchange, or now the queue
-                raise QueueNotFound(queue) from closed
-            raise
+            refused = closed.code == ACCESS_REFUSED
+            if closed.code == NOT_FOUND or (refused and not exchange_exists(self.link, EXCHANGE)):
+                raise QueueNotFound(queue) from closed  # not that one, perhaps, but `declare` looks
+            if not refused:
+                raise
+            self.unbound.add(queue)
+            return False
         channel.close()
         return True
 

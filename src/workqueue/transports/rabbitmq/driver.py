@@ -41,6 +41,7 @@ from workqueue.transports.rabbitmq.survey import (
     exists,
     find_type,
     not_allowed,
+    permission_in,
     survey,
 )
 from workqueue.transports.rabbitmq.topology import (
@@ -139,7 +140,7 @@ class RabbitMQTransport:
             declare(link, spec.name, queue_arguments(spec))
         except ChannelClosed as closed:
             if closed.code == ACCESS_REFUSED:
-                raise may_not_make(link, f"queue {spec.name}", spec.name) from closed
+                raise may_not_make(link, spec.name, closed) from closed
             differs = parse_refusal(closed.text) if closed.code == PRECONDITION_FAILED else None
             if differs is None:
                 raise
@@ -148,14 +149,18 @@ class RabbitMQTransport:
             raise QueueMismatch(spec.name, {name: (wanted, existing)}) from closed
 
     def ensure_dead(self, link: Link, name: str) -> bool:
-        """Whether this call made it."""
-        if exists(link, name):
+        """Whether this call made it. A user who may not know takes it that it is there: a dead
+        letter that finds no queue comes back."""
+        try:
+            if exists(link, name):
+                return False
+        except AccessRefused:
             return False
         try:
             declare(link, name, dead_arguments())
         except ChannelClosed as closed:
             if closed.code == ACCESS_REFUSED:
-                raise may_not_make(link, f"queue {name}", name) from closed
+                raise may_not_make(link, name, closed) from closed
             if closed.code != PRECONDITION_FAILED:
                 raise
             return False  # somebody else made it meanwhile, in another way
@@ -186,7 +191,7 @@ class RabbitMQTransport:
             if closed.code == ACCESS_REFUSED and there:
                 return  # what it is like, only those may ask who may make it
             if closed.code == ACCESS_REFUSED:
-                raise may_not_make(link, f"the exchange {EXCHANGE}", EXCHANGE) from closed
+                raise not_allowed(link, f"exchange {EXCHANGE} does not exist", f"configure {EXCHANGE}") from closed
             if closed.code != PRECONDITION_FAILED:
                 raise
             error = ConfigError(
@@ -257,6 +262,8 @@ class RabbitMQTransport:
                 dead: int | None = count(link, queue + DEAD_SUFFIX)[0]
             except QueueNotFound:
                 dead = 0
+            except AccessRefused:
+                dead = None
         return self.completed(queue, QueueStats(ready=ready, dead=dead, consumers=consumers))
 
     def completed(self, queue: str, stats: QueueStats) -> QueueStats:
@@ -370,8 +377,10 @@ def open_management(url: str | None, address: Address) -> Management | None:
     return Management(url, address)
 
 
-def may_not_make(link: Link, what: str, name: str) -> AccessRefused:
-    return not_allowed(link, f"{what} does not exist", f"configure {name}")
+def may_not_make(link: Link, queue: str, closed: ChannelClosed) -> AccessRefused:
+    """A queue that dead-letters needs more than the permission to configure it."""
+    needed = permission_in(closed.text, "configure", queue)
+    return not_allowed(link, f"queue {queue} does not exist", needed)
 
 
 def differences(

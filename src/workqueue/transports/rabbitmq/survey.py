@@ -181,6 +181,19 @@ def check_type(queue: str, type_: str | None) -> None:
     raise error
 
 
+def permission_in(refusal: str, verb: str, name: str) -> str:
+    """The permission that was missing, like "write jobs", from RabbitMQ's refusal to `verb` `name`.
+
+    It names the permission only since 4.0. What is refused on another object is to write to it: the
+    exchange that a queue dead-letters to, or that another one is bound to.
+    """
+    match = re.search(r"(?:(\w+) )?access to (?:queue|exchange) '(.*?)' in vhost", refusal)
+    if match is None:
+        return f"{verb} {name}"
+    named = match[1] if match[1] in ("configure", "write", "read") else None
+    return f"{named or (verb if match[2] == name else 'write')} {match[2]}"
+
+
 def not_allowed(link: Link, problem: str, *needed: str) -> AccessRefused:
     """The error for a `problem` that permissions like "configure jobs" would let us mend."""
     error = AccessRefused(
