@@ -368,7 +368,7 @@ COMMANDS = {
     "dead requeue": [["dead", "requeue", "jobs", "--all", "--yes"]],
     "declare": [["declare", "fresh"]],
     "delete": [["delete", "fresh", "--yes"]],
-    "migrate": [["migrate", "jobs", "--type", "classic", "--yes"]],
+    "migrate": [["migrate", "jobs", "--type", "classic", "--yes", "--force"]],
 }
 
 

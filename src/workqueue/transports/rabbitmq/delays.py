@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import amqp
 
@@ -20,15 +19,15 @@ from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import survey
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
-    UNDELIVERABLE,
     Level,
+    Part,
     delivery_key,
     first_level,
+    parts,
     routing_key,
-    undeliverable_arguments,
 )
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
-from workqueue.transports.rabbitmq.migration import gate_is_open, is_migrating
+from workqueue.transports.rabbitmq.gate import gate_is_open, is_migrating
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -107,7 +106,7 @@ class Delays:
         channel = link.channel()
         try:
             for part in parts(top):
-                part.look(channel)
+                look(channel, part)
             answer(channel)
         except ChannelClosed as closed:
             if closed.code not in (NOT_FOUND, ACCESS_REFUSED):
@@ -119,11 +118,11 @@ class Delays:
 
     def make_missing(self, link: Link, top: Level) -> bool:
         """From the lowest level, so that none leads nowhere. Whether a queue was made."""
-        missing = [part for part in parts(top) if not part.exists(link)]
+        missing = [part for part in parts(top) if not is_there(link, part)]
         for part in missing:
             channel = link.channel()
             try:
-                part.declare(channel)
+                declare(channel, part)
                 answer(channel)
             except ChannelClosed as closed:
                 if closed.code == ACCESS_REFUSED:
@@ -145,12 +144,12 @@ class Delays:
         channel = link.channel()
         try:
             for part in parts(top):
-                part.declare(channel)
-                part.bind(channel)
+                declare(channel, part)
+                bind(channel, part)
             answer(channel)
         except ChannelClosed as closed:
             match closed.code:
-                case survey.PRECONDITION_FAILED:
+                case survey.PRECONDITION_FAILED if "inequivalent arg" in closed.text:
                     raise made_otherwise(closed.text) from closed
                 case survey.ACCESS_REFUSED if needed:
                     lacking = permission_in(closed.text, "write", DUE)
@@ -194,53 +193,31 @@ class Delays:
         return is_migrating(link, queue)
 
 
-class Part(NamedTuple):
-    """A queue or an exchange of the ladder."""
-
-    name: str
-    is_queue: bool
-    kind: str
-    arguments: dict[str, object] | None
-    level: Level | None
-
-    def exists(self, link: Link) -> bool:
-        return exists(link, self.name) if self.is_queue else exchange_exists(link, self.name)
-
-    def look(self, channel: amqp.Channel) -> None:
-        """Without waiting for the answer, as the two below: see `answer`."""
-        if self.is_queue:
-            channel.queue_declare(self.name, passive=True, nowait=True)
-        else:
-            channel.exchange_declare(self.name, self.kind, passive=True, nowait=True)
-
-    def declare(self, channel: amqp.Channel) -> None:
-        flags = {"durable": True, "auto_delete": False, "nowait": True}
-        if self.is_queue:
-            channel.queue_declare(self.name, arguments=self.arguments, **flags)
-        else:
-            channel.exchange_declare(self.name, self.kind, arguments=self.arguments, **flags)
-
-    def bind(self, channel: amqp.Channel) -> None:
-        """An exchange: to the queue of the same name, and to the next exchange."""
-        if self.is_queue:
-            return
-        if self.name == UNDELIVERABLE:
-            channel.queue_bind(UNDELIVERABLE, UNDELIVERABLE, nowait=True)
-        if self.level is not None:
-            channel.queue_bind(self.name, self.name, self.level.waits, nowait=True)
-            channel.exchange_bind(self.level.next, self.name, self.level.passes, nowait=True)
+def is_there(link: Link, part: Part) -> bool:
+    """True also where this user may not know, for an exchange."""
+    return exists(link, part.name) if part.is_queue else exchange_exists(link, part.name)
 
 
-def parts(top: Level) -> Iterator[Part]:
-    """All of the ladder up to `top`, each after those that it leads to."""
-    yield Part(UNDELIVERABLE, True, "", undeliverable_arguments(), None)
-    yield Part(UNDELIVERABLE, False, "fanout", None, None)
-    # What becomes of messages that lead nowhere any more.
-    yield Part(DUE, False, "topic", {"alternate-exchange": UNDELIVERABLE}, None)
-    for number in range(top.number + 1):
-        level = Level(top.prefix, number)
-        yield Part(level.name, True, "", level.arguments, level)
-        yield Part(level.name, False, "topic", None, level)
+def look(channel: amqp.Channel, part: Part) -> None:
+    """Declare it passively, without waiting for the answer, as the two below: see `answer`."""
+    if part.is_queue:
+        channel.queue_declare(part.name, passive=True, nowait=True)
+    else:
+        channel.exchange_declare(part.name, part.kind, passive=True, nowait=True)
+
+
+def declare(channel: amqp.Channel, part: Part) -> None:
+    flags = {"durable": True, "auto_delete": False, "nowait": True}
+    if part.is_queue:
+        channel.queue_declare(part.name, arguments=part.arguments, **flags)
+    else:
+        channel.exchange_declare(part.name, part.kind, arguments=part.arguments, **flags)
+
+
+def bind(channel: amqp.Channel, part: Part) -> None:
+    for binding in part.bindings:
+        join = channel.queue_bind if binding.to_queue else channel.exchange_bind
+        join(binding.target, binding.source, binding.key, nowait=True)
 
 
 def answer(channel: amqp.Channel) -> None:

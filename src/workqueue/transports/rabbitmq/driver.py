@@ -26,6 +26,7 @@ from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq.address import Address, parse
 from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.gate import check_not_migrating
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
@@ -98,7 +99,7 @@ class RabbitMQTransport:
     # -- declare
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
-        from workqueue.transports.rabbitmq.migration import check_not_migrating, open_gate
+        from workqueue.transports.rabbitmq.migration import open_gate
 
         with self.link("setup") as link:
             check_not_migrating(link, spec.name)
@@ -210,7 +211,6 @@ class RabbitMQTransport:
 
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
         from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
-        from workqueue.transports.rabbitmq.migration import check_not_migrating
 
         link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
         try:

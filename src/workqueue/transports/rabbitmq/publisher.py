@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 
 from workqueue.errors import (
+    AccessRefused,
     BrokerBlocked,
+    ConfigError,
     ConnectionLost,
     NotSent,
     QueueNotFound,
@@ -227,6 +229,11 @@ class RabbitMQPublisher:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
             self.confirms.failures.append((message, Refused(f"it cannot wait: {error.text}")))
+        except (AccessRefused, ConfigError) as error:
+            if self.exchange:
+                raise
+            # A copy, beside others that need not wait.
+            self.confirms.failures.append((message, Refused(f"it cannot wait: {error}")))
         except wire.TooLong as error:
             self.confirms.failures.append((message, TooLarge(str(error))))
         except wire.WireError as error:
