@@ -431,7 +431,7 @@ def test_a_permission_that_is_missing_is_named(
     assert time.monotonic() - began < 20, "it waited out the timeout of 30 s"
 
 
-# -- queues of ours on another version --------------------------------------------------------------
+# -- queues of ours on another version -------------------------------------------------------------
 
 
 def definitions(broker: Broker, vhost: str) -> Any:

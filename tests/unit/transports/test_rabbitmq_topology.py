@@ -6,12 +6,20 @@ from typing import Any
 
 import pytest
 
+from workqueue.errors import ConfigError
 from workqueue.transport import QueueSpec
 from workqueue.transports.rabbitmq.consumer import LONGEST_INSTANT, MANY, WIDE, instant, split
 from workqueue.transports.rabbitmq.driver import differences
 from workqueue.transports.rabbitmq.priorities import shortfall
 from workqueue.transports.rabbitmq.publisher import sizes_in
-from workqueue.transports.rabbitmq.survey import Survey, learn
+from workqueue.transports.rabbitmq.survey import (
+    Question,
+    Survey,
+    check_type,
+    learn,
+    permission_in,
+    type_in,
+)
 from workqueue.transports.rabbitmq.topology import (
     NO_TIMEOUT,
     Abilities,
@@ -320,6 +328,62 @@ def test_questions_come_to_an_end() -> None:
 # -- who may hold a task for hours -------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("text", "type_"),
+    [
+        (refusal("x-queue-type", "received 'quorum' but current is 'stream'"), "stream"),
+        (refusal("x-queue-type", "received 'quorum' but current is 'classic'"), "classic"),
+        (refusal("durable", "received 'true' but current is 'false'"), "classic"),
+        (refusal("auto_delete", "received 'false' but current is 'true'"), "classic"),
+        (
+            refusal("x-delivery-limit", "received the value '20' of type 'x' but current is none"),
+            "quorum",
+        ),
+        (refusal("exclusive", "received 'false' but current is 'true'"), None),
+        (TOO_LARGE, None),
+    ],
+)
+def test_the_type_from_one_refusal(text: str, type_: str | None) -> None:
+    """Of a declaration as our quorum queue: the flags come first, then the type, then all else."""
+    assert type_in(text) == type_
+
+
+def test_flags_are_learned() -> None:
+    """A queue that is not durable is declared so: then the arguments can be asked for."""
+    asked = Question(dict(QUORUM))
+    assert asked.learn(refusal("durable", "received 'true' but current is 'false'"))
+    assert asked.learn(refusal("auto_delete", "received 'false' but current is 'true'"))
+    assert (asked.durable, asked.auto_delete, asked.arguments) == (False, True, QUORUM)
+    assert not asked.learn(refusal("exclusive", "received 'false' but current is 'true'"))
+    assert asked.learn(refusal("x-queue-type", "received 'quorum' but current is 'stream'"))
+    assert asked.told_type == "stream"
+
+
+@pytest.mark.parametrize("type_", ["stream", "MQTT_QOS0", "jms"])
+def test_types_that_are_no_work_queues(type_: str) -> None:
+    """The error names the type; quorum, classic and a type that is not known pass."""
+    with pytest.raises(ConfigError, match=f"queue q has the type {type_}"):
+        check_type("q", type_)
+    for good in ("quorum", "classic", None):
+        check_type("q", good)
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("configure access to queue 'q' in vhost '/' refused for user 'ada'", "configure q"),
+        ("read access to queue 'q' in vhost '/' refused for user 'ada'", "read q"),
+        ("write access to exchange 'amq.default' in vhost '/' refused", "write amq.default"),
+        ("access to queue 'q' in vhost '/' refused for user 'ada'", "configure q"),
+        ("access to exchange 'amq.default' in vhost '/' refused", "write amq.default"),
+        ("something else", "configure q"),
+    ],
+)
+def test_the_permission_that_was_missing(text: str, needed: str) -> None:
+    """By RabbitMQ's own words since 4.0; before, they do not name the kind."""
+    assert permission_in(f"ACCESS_REFUSED - {text}", "configure", "q") == needed
+
+
 def queue(version: str, arguments: dict[str, Any] | None) -> Survey:
     return Survey("jobs", abilities(version), arguments)
 
@@ -382,6 +446,7 @@ def test_a_queue_without_a_type_is_classic() -> None:
     """So RabbitMQ has it."""
     assert queue("4.0.5", {}).type == "classic"
     assert queue("4.0.5", None).type is None
+    assert Survey("q", abilities("4.3.6"), None, "quorum").type == "quorum"
 
 
 # -- sizes -------------------------------------------------------------------------------------

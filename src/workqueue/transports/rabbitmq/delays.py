@@ -17,6 +17,7 @@ import amqp
 from workqueue.errors import ConfigError, QueueNotFound
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import survey
+from workqueue.transports.rabbitmq.gate import gate_is_open, is_migrating
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
     Level,
@@ -27,7 +28,6 @@ from workqueue.transports.rabbitmq.ladder import (
     routing_key,
 )
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
-from workqueue.transports.rabbitmq.gate import gate_is_open, is_migrating
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -85,13 +85,12 @@ class Delays:
 
     def make_sure(self, link: Link, top: Level) -> None:
         """All levels up to `top` are there."""
-        built = not self.is_there(link, top)
-        if built:
-            made = self.make_missing(link, top)
-        if built or self.is_time_to_compare(top):
-            self.compare(link, top, needed=built)
+        whole = self.is_there(link, top)
+        made_queue = not whole and self.make_missing(link, top)
+        if not whole or self.is_time_to_compare(top):
+            self.compare(link, top, needed=not whole)
             self.compared[top.prefix] = (top.number, time.monotonic())
-        if built and made:
+        if made_queue:
             self.settle()
 
     def is_time_to_compare(self, top: Level) -> bool:

@@ -19,8 +19,8 @@ from enum import Enum
 import amqp
 
 from workqueue.errors import AccessRefused, QueueNotFound
-from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.gate import GATE_SUFFIX, gate_is_open, is_migrating
+from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
     NOT_FOUND,

@@ -192,7 +192,8 @@ class RabbitMQTransport:
             if closed.code == ACCESS_REFUSED and there:
                 return  # what it is like, only those may ask who may make it
             if closed.code == ACCESS_REFUSED:
-                raise not_allowed(link, f"exchange {EXCHANGE} does not exist", f"configure {EXCHANGE}") from closed
+                problem = f"exchange {EXCHANGE} does not exist"
+                raise not_allowed(link, problem, f"configure {EXCHANGE}") from closed
             if closed.code != PRECONDITION_FAILED:
                 raise
             error = ConfigError(

@@ -219,9 +219,7 @@ class RabbitMQPublisher:
             if self.priorities and message.priority != DEFAULT_PRIORITY:
                 self.priorities.look(self.link, queue)
             if message.delay > 0:
-                exchange, key = self.delays.way(
-                    self.link, queue, message, self.looked_at_levels
-                )
+                exchange, key = self.delays.way(self.link, queue, message, self.looked_at_levels)
                 frame_max: int = self.link.wire.frame_max
                 return wire.encode_publish(self.number, exchange, key, message, frame_max)
             return writer.frames(message)

@@ -108,7 +108,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 def exists(link: Link, queue: str) -> bool:
-    """Raises AccessRefused if we may not know, ConfigError if another connection holds the queue."""
+    """Raises AccessRefused if we may not know, ConfigError if the queue is exclusive."""
     try:
         look(link, queue)
     except QueueNotFound:

@@ -234,7 +234,7 @@ def judge_ladder(
     `queue` is one that a delayed message can be sent to, which makes what is missing.
     """
     names = {(part.is_queue, part.name) for part in there}
-    seen = set()
+    seen: set[str] = set()
     tops = [highest_level((name for _, name in names), p) for p in (PREFIX, HIGH_PREFIX)]
     for top in tops:
         for part in parts(top) if top else ():
