@@ -244,6 +244,8 @@ def test_a_queue_deleted_under_a_sender(
 
 def test_an_exchange_that_others_made(desk: Desk, client: ForeignClient) -> None:
     """A fanout exchange in the place of ours would give each message to every queue."""
+    desk.send("jobs", "x")
+    client.channel.exchange_delete("workqueue")
     client.channel.exchange_declare("workqueue", "fanout", durable=True, auto_delete=False)
     told = desk.run("send", "jobs", "x")
     assert told.code == 78, told.err

@@ -17,7 +17,12 @@ import amqp
 from workqueue.errors import ConfigError, QueueNotFound
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import survey
-from workqueue.transports.rabbitmq.gate import gate_is_open, is_migrating
+from workqueue.transports.rabbitmq.gate import (
+    GATE_SUFFIX,
+    LONGEST_NAME,
+    gate_is_open,
+    is_migrating,
+)
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
     Level,
@@ -46,6 +51,25 @@ GATE_AGAIN = 5.0
 """Seconds between two looks whether a queue without a gate is being migrated."""
 
 
+class Looks:
+    """How one sender looks at the ladder; `levels` are what it has seen since its batch began: the
+    highest number by prefix. The channel is kept: to open one takes longer than to look."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.levels: dict[str, int] = {}
+        self.channel: amqp.Channel | None = None
+
+    def begin(self) -> None:
+        """A batch."""
+        self.levels.clear()
+
+    def open(self) -> amqp.Channel:
+        if self.channel is None:
+            self.channel = self.link.channel()
+        return self.channel
+
+
 class Delays:
     """The ladders of one virtual host, as far as one transport knows them. Thread-safe.
 
@@ -60,38 +84,53 @@ class Delays:
         self.may_look = True
         self.may_compare = True
 
-    def way(
-        self, link: Link, queue: str, message: Message, looked_at: dict[str, int]
-    ) -> tuple[str, str]:
+    def way(self, queue: str, message: Message, looks: Looks) -> tuple[str, str]:
         """Exchange and routing key that bring `message` to `queue` after its delay.
 
-        Makes sure that there is such a way. `looked_at` holds what was looked at for the messages
-        before it in the same batch: the highest level by prefix. Raises QueueNotFound if there is
-        no such queue; AccessRefused, ConfigError or ChannelClosed where no way can be made.
+        Makes sure that there is such a way, once for a batch. Raises QueueNotFound if there is no
+        such queue; AccessRefused, ConfigError or ChannelClosed where no way can be made.
         """
-        high = link.abilities.high_priorities_block and message.priority > DEFAULT_PRIORITY
+        high = looks.link.abilities.high_priorities_block and message.priority > DEFAULT_PRIORITY
         level = first_level(message.delay, high=high)
-        if level.number > looked_at.get(level.prefix, -1):
+        if level.number > looks.levels.get(level.prefix, -1):
             with self.lock:
-                self.make_sure(link, level)
-                if not looked_at:
-                    self.bind(link, queue)
-            looked_at[level.prefix] = level.number
+                self.make_sure(looks, level, queue)
+            looks.levels[level.prefix] = level.number
         return level.name, routing_key(message.delay, queue)
 
     def forget(self) -> None:
         """A message found no way: compare everything before the next one."""
         self.compared.clear()
 
-    def make_sure(self, link: Link, top: Level) -> None:
-        """All levels up to `top` are there."""
-        whole = self.is_there(link, top)
+    def make_sure(self, looks: Looks, top: Level, queue: str) -> None:
+        """All levels up to `top` are there, and what is due for `queue` gets there."""
+        link = looks.link
+        well = self.glance(looks, top, queue)
+        whole = well or self.is_there(link, top)
         made_queue = not whole and self.make_missing(link, top)
         if not whole or self.is_time_to_compare(top):
             self.compare(link, top, needed=not whole)
             self.compared[top.prefix] = (top.number, time.monotonic())
         if made_queue:
             self.settle()
+        if not well:
+            self.bind(link, queue)
+
+    def glance(self, looks: Looks, top: Level, queue: str) -> bool:
+        """Whether all is well, in one round trip, and `queue` is bound. False also where that takes
+        a closer look: at a queue that is being migrated, or has no gate."""
+        if queue in self.without_gate or len(queue.encode()) > LONGEST_NAME:
+            return False
+        try:
+            channel = looks.open()
+            for part in parts(top) if self.may_look else ():
+                look(channel, part)
+            channel.exchange_declare(queue + GATE_SUFFIX, "fanout", passive=True, nowait=True)
+            channel.queue_bind(queue, DUE, delivery_key(queue))
+        except ChannelClosed:
+            looks.channel = None
+            return False
+        return True
 
     def is_time_to_compare(self, top: Level) -> bool:
         number, at = self.compared.get(top.prefix, (-1, -COMPARED))
@@ -186,6 +225,7 @@ class Delays:
         """Asked each time where that is no error in the broker's log: where there is a gate."""
         if time.monotonic() - self.without_gate.get(queue, -GATE_AGAIN) < GATE_AGAIN:
             return False
+        self.without_gate.pop(queue, None)
         if gate_is_open(link, queue):
             return False
         self.without_gate[queue] = time.monotonic()

@@ -18,12 +18,13 @@ from enum import Enum
 
 import amqp
 
-from workqueue.errors import AccessRefused, QueueNotFound
-from workqueue.transports.rabbitmq.gate import GATE_SUFFIX, gate_is_open, is_migrating
+from workqueue.errors import AccessRefused, ConfigError, QueueNotFound
+from workqueue.transports.rabbitmq.gate import GATE_SUFFIX, LONGEST_NAME, gate_is_open, is_migrating
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
     NOT_FOUND,
+    PRECONDITION_FAILED,
     check_type,
     exchange_exists,
     exists,
@@ -64,12 +65,28 @@ class Destinations:
         if now - self.looked_at.get(queue, -LOOK_AGAIN) < LOOK_AGAIN:
             return
         if self.known.get(queue, Known.MIGRATING) is Known.MIGRATING:
-            self.known[queue] = self.look_first(queue)
+            self.known[queue] = Known.BOUND if self.glance(queue) else self.look_closely(queue)
         else:
             self.look_again(queue)
         self.looked_at[queue] = now
 
-    def look_first(self, queue: str) -> Known:
+    def glance(self, queue: str) -> bool:
+        """Whether all is well, in one round trip; if not, for whatever reason, it is looked at
+        closely. A queue that has a gate was declared by us, who looked at its type."""
+        if len(queue.encode()) > LONGEST_NAME:
+            return False
+        channel = self.link.channel()
+        try:
+            channel.queue_declare(queue, passive=True, nowait=True)
+            channel.exchange_declare(queue + GATE_SUFFIX, "fanout", passive=True, nowait=True)
+            channel.queue_bind(queue, EXCHANGE, queue, nowait=True)
+            channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
+        except ChannelClosed:
+            return False
+        channel.close()
+        return True
+
+    def look_closely(self, queue: str) -> Known:
         try:
             there = exists(self.link, queue)
         except AccessRefused:
@@ -79,10 +96,13 @@ class Destinations:
             return Known.MIGRATING
         if not there:
             raise QueueNotFound(queue)
-        if not gate:  # else our `declare` has looked at its type
+        if not gate:
             check_type(queue, find_type(self.link, queue))
+        bound = self.bind(queue)
+        if bound:  # who may not even bind may not ask what the exchange is like
+            check_exchange(self.link, there=True)
         # Not bound again and again without a gate: nothing would stop it when a migration begins.
-        return Known.BOUND if self.bind(queue) and gate else Known.THERE
+        return Known.BOUND if bound and gate else Known.THERE
 
     def bind(self, queue: str) -> bool:
         """Whether this user may. AMQP has no question for a binding; to bind again is none."""
@@ -118,3 +138,30 @@ class Destinations:
             return None
         problem = f"queue {queue} is not bound to the exchange {EXCHANGE}"
         return not_allowed(self.link, problem, f"write {queue}", f"read {EXCHANGE}")
+
+
+def ensure_exchange(link: Link) -> None:
+    """Our exchange is there, and direct. Raises ConfigError for another one of its name."""
+    check_exchange(link, there=exchange_exists(link, EXCHANGE))
+
+
+def check_exchange(link: Link, *, there: bool) -> None:
+    """The same, where it was just seen whether the exchange is `there`."""
+    channel = link.channel()
+    try:
+        channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
+    except ChannelClosed as closed:
+        if closed.code == ACCESS_REFUSED and there:
+            return  # what it is like, only those may ask who may make it
+        if closed.code == ACCESS_REFUSED:
+            problem = f"exchange {EXCHANGE} does not exist"
+            raise not_allowed(link, problem, f"configure {EXCHANGE}") from closed
+        if closed.code != PRECONDITION_FAILED:
+            raise
+        error = ConfigError(
+            f"the exchange {EXCHANGE} was made in another way: {closed.text}",
+            hint="workqueue needs a durable direct exchange of this name.",
+        )
+        error.command = "rabbitmqctl list_exchanges name type durable arguments"
+        raise error from closed
+    channel.close()

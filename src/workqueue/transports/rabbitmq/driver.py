@@ -26,6 +26,7 @@ from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq.address import Address, parse
 from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.destinations import ensure_exchange
 from workqueue.transports.rabbitmq.gate import check_not_migrating
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
@@ -172,7 +173,7 @@ class RabbitMQTransport:
 
         A user who may not bind takes it that others have: a sender notices if they have not.
         """
-        self.ensure_exchange(link)
+        ensure_exchange(link)
         channel = link.channel()
         try:
             channel.queue_bind(target or queue, EXCHANGE, queue)
@@ -180,28 +181,6 @@ class RabbitMQTransport:
             if closed.code != ACCESS_REFUSED or target is not None:
                 raise
             return
-        channel.close()
-
-    def ensure_exchange(self, link: Link) -> None:
-        """Our exchange is there, and direct. Raises ConfigError for one of another type."""
-        there = exchange_exists(link, EXCHANGE)
-        channel = link.channel()
-        try:
-            channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
-        except ChannelClosed as closed:
-            if closed.code == ACCESS_REFUSED and there:
-                return  # what it is like, only those may ask who may make it
-            if closed.code == ACCESS_REFUSED:
-                problem = f"exchange {EXCHANGE} does not exist"
-                raise not_allowed(link, problem, f"configure {EXCHANGE}") from closed
-            if closed.code != PRECONDITION_FAILED:
-                raise
-            error = ConfigError(
-                f"the exchange {EXCHANGE} was made by others, in another way: {closed.text}",
-                hint="workqueue needs a durable direct exchange of this name.",
-            )
-            error.command = "rabbitmqctl list_exchanges name type durable arguments"
-            raise error from closed
         channel.close()
 
     # -- send and work

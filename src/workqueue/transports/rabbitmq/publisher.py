@@ -23,7 +23,7 @@ from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.confirms import Confirms
-from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.delays import Delays, Looks
 from workqueue.transports.rabbitmq.destinations import Destinations
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
@@ -79,6 +79,7 @@ class RabbitMQPublisher:
         self.blocked = False
         self.closed = False
         self.link = Link(address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked)
+        self.looks = Looks(self.link)
         try:
             self.open_channel()
         except BaseException:
@@ -158,7 +159,7 @@ class RabbitMQPublisher:
         The default exchange needs no look: it has no alternate, and gives a message to no queue
         but the one of that name.
         """
-        self.looked_at_levels: dict[str, int] = {}
+        self.looks.begin()
         if self.exchange:
             self.destinations.look(queue)
 
@@ -219,7 +220,7 @@ class RabbitMQPublisher:
             if self.priorities and message.priority != DEFAULT_PRIORITY:
                 self.priorities.look(self.link, queue)
             if message.delay > 0:
-                exchange, key = self.delays.way(self.link, queue, message, self.looked_at_levels)
+                exchange, key = self.delays.way(queue, message, self.looks)
                 frame_max: int = self.link.wire.frame_max
                 return wire.encode_publish(self.number, exchange, key, message, frame_max)
             return writer.frames(message)
