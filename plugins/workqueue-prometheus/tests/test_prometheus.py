@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import re
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,3 +206,28 @@ def test_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKQUEUE_PROMETHEUS_PORT", "http")
     with pytest.raises(ConfigError, match="a port is between 0 and 65535"):
         load_middleware(["prometheus"])
+
+
+def test_the_alerts_use_what_there_is(queue: Queue) -> None:
+    """Each metric that a rule names is one of ours; and no rule rests on the age of the oldest
+    message alone, which RabbitMQ does not tell."""
+    rules = (Path(__file__).parents[1] / "alerts.yml").read_text()
+    expressions = re.findall(r"expr: (.*?)(?=\n +(?:for|annotations):)", rules, re.DOTALL)
+    assert len(expressions) == 3
+    registry = CollectorRegistry()
+    plugin = PrometheusMiddleware(port=0, registry=registry)
+    known: set[str] = set()
+    worker = Worker(
+        queue,
+        lambda job: known.update(family.name for family in registry.collect()),
+        middleware=[plugin],
+    )
+    Producer(queue).send("x")
+    worker.run(until_empty=True)
+    for expression in expressions:
+        names = {name.removesuffix("_total") for name in re.findall(r"workqueue_\w+", expression)}
+        assert names <= known
+        assert names - {OLDEST}, expression
+
+
+OLDEST = "workqueue_queue_oldest_ready_seconds"
