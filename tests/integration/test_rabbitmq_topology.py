@@ -433,6 +433,39 @@ def test_a_permission_that_is_missing_is_named(
     assert time.monotonic() - began < 20, "it waited out the timeout of 30 s"
 
 
+@pytest.mark.parametrize(
+    ("command", "permissions", "needed"),
+    [
+        (["send", "jobs", "x"], ("^$", "^$", ".*"), "write workqueue"),
+        (
+            ["send", "jobs", "x", "--delay", "1s"],
+            ("^$", "^(workqueue|jobs)$", ".*"),
+            "write workqueue.delay.3",
+        ),
+        (["send", "jobs", "x", "--delay", "1s"], ("^$", "^workqueue", "^$"), "read workqueue.due"),
+        (["work", "jobs", "tasks:handle"], (".*", ".*", "^$"), "read access to queue 'jobs'"),
+        (["peek", "jobs"], (".*", ".*", "^$"), "read access to queue 'jobs'"),
+        (["purge", "jobs", "--yes"], (".*", ".*", "^$"), "read access to queue 'jobs'"),
+        (["delete", "jobs", "--yes"], ("^$", ".*", ".*"), "configure access to queue 'jobs'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_less_than_the_least_is_refused_at_once(
+    desk: Desk,
+    users: Users,
+    command: list[str],
+    permissions: tuple[str, str, str],
+    needed: str,
+) -> None:
+    """Nobody waits for a permission: a worker that was never let in ends, too."""
+    assert desk.run("send", "jobs", "x", "--delay", "1s").code == 0
+    began = time.monotonic()
+    result = users.run(permissions, *command)
+    assert result.code == 77, result.err
+    assert needed in result.err
+    assert time.monotonic() - began < 20
+
+
 # -- queues of ours on another version -------------------------------------------------------------
 
 

@@ -375,6 +375,7 @@ def test_types_that_are_no_work_queues(type_: str) -> None:
         ("read access to queue 'q' in vhost '/' refused for user 'ada'", "read q"),
         ("write access to exchange 'amq.default' in vhost '/' refused", "write amq.default"),
         ("access to queue 'q' in vhost '/' refused for user 'ada'", "configure q"),
+        ("write access to topic '0.1' in exchange 'x' in vhost '/' refused", "write topics of x"),
         ("access to exchange 'amq.default' in vhost '/' refused", "write amq.default"),
         ("something else", "configure q"),
     ],

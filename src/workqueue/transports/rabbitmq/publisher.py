@@ -27,7 +27,13 @@ from workqueue.transports.rabbitmq.delays import Delays, Looks
 from workqueue.transports.rabbitmq.destinations import Destinations
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
-from workqueue.transports.rabbitmq.survey import ACCESS_REFUSED, LOCKED, NOT_FOUND
+from workqueue.transports.rabbitmq.survey import (
+    ACCESS_REFUSED,
+    LOCKED,
+    NOT_FOUND,
+    not_allowed,
+    permission_in,
+)
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
 log = logging.getLogger("workqueue.rabbitmq")
@@ -305,10 +311,18 @@ class RabbitMQPublisher:
         if failures:
             if any(isinstance(cause, Unroutable) for _, cause in failures):
                 self.delays.forget()
-            refused = self.destinations.explain_return(queue)
-            if refused and len(failures) == total and isinstance(failures[0][1], Unroutable):
+            if len(failures) == total and (refused := self.lacking(queue, failures[0][1])):
                 raise refused
             raise NotSent(str(failures[0][1]), failures=failures, sent=total - len(failures))
+
+    def lacking(self, queue: str, cause: NotSent) -> AccessRefused | None:
+        """Why nothing was sent, where a permission is missing. A copy has its cause instead."""
+        if isinstance(cause, Unroutable):
+            return self.destinations.explain_return(queue)
+        if self.exchange and self.closing and self.closing.code == ACCESS_REFUSED:
+            needed = permission_in(self.closing.text, "write", self.exchange)
+            return not_allowed(self.link, f"RabbitMQ refuses messages for {queue}", needed)
+        return None
 
     def close(self) -> None:
         if not self.closed:

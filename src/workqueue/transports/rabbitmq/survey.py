@@ -151,7 +151,8 @@ def look(link: Link, queue: str) -> tuple[int, int]:
         if closed.code == LOCKED:
             raise exclusive(queue) from closed
         if closed.code == ACCESS_REFUSED:
-            raise AccessRefused(f"queue {queue}: {closed.text}") from closed
+            # Any permission on it would do, whichever RabbitMQ names.
+            raise not_allowed(link, f"queue {queue} is hidden", f"read {queue}") from closed
         raise
 
 
@@ -187,11 +188,15 @@ def permission_in(refusal: str, verb: str, name: str) -> str:
     It names the permission only since 4.0. What is refused on another object is to write to it: the
     exchange that a queue dead-letters to, or that another one is bound to.
     """
-    match = re.search(r"(?:(\w+) )?access to (?:queue|exchange) '(.*?)' in vhost", refusal)
+    match = re.search(
+        r"(?:(\w+) )?access to (?P<topic>topic '.*?' in )?(?:queue|exchange) '(?P<name>.*?)' in v",
+        refusal,
+    )
     if match is None:
         return f"{verb} {name}"
     named = match[1] if match[1] in ("configure", "write", "read") else None
-    return f"{named or (verb if match[2] == name else 'write')} {match[2]}"
+    topics = "topics of " if match["topic"] else ""
+    return f"{named or (verb if match['name'] == name else 'write')} {topics}{match['name']}"
 
 
 def not_allowed(link: Link, problem: str, *needed: str) -> AccessRefused:
