@@ -873,20 +873,20 @@ class Shift:
         return consumer
 
     def open_consumer(self) -> Consumer:
-        if not self.let_in:
-            if self.queue.declare():
-                log.info("made queue %s", self.queue.name)
-            self.let_in = True
+        if not self.let_in and self.queue.declare():
+            log.info("made queue %s", self.queue.name)
         if self.pace is not None:
             self.pace.shrink()  # for a new consumer from the slots upwards again
         self.holding = self.prefetch()
         try:
-            return self.queue.transport.consumer(self.queue.name, self.holding)
+            consumer = self.queue.transport.consumer(self.queue.name, self.holding)
         except QueueNotFound:
             # Deleted under us. Whoever still sends to it expects it to be worked on.
             log.warning("queue %s was deleted: making it again", self.queue.name)
             self.queue.declare()
-            return self.queue.transport.consumer(self.queue.name, self.holding)
+            consumer = self.queue.transport.consumer(self.queue.name, self.holding)
+        self.let_in = True
+        return consumer
 
     def warn_of_timeout(self, consumer: Consumer) -> None:
         """Say it, once, if tasks may be held longer than the broker waits for them."""

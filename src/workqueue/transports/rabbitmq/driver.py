@@ -28,18 +28,24 @@ from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq.address import Address, parse
 from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.destinations import ensure_exchange
+from workqueue.transports.rabbitmq.gate import check_not_migrating
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
-    NOT_FOUND,
     PRECONDITION_FAILED,
     Survey,
+    check_type,
     count,
     declare,
+    exchange_exists,
     exists,
+    find_type,
+    not_allowed,
+    permission_in,
     survey,
 )
 from workqueue.transports.rabbitmq.topology import (
@@ -96,13 +102,15 @@ class RabbitMQTransport:
     # -- declare
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
-        from workqueue.transports.rabbitmq.migration import check_not_migrating, open_gate
+        from workqueue.transports.rabbitmq.migration import open_gate
 
         with self.link("setup") as link:
             check_not_migrating(link, spec.name)
             made = not exists(link, spec.name)
             if spec.asks and not made:
                 self.compare(link, spec)
+            elif not made:
+                check_type(spec.name, find_type(link, spec.name))
             if dry_run:
                 return made
             # The dead-letter queue first: a broker that dead-letters into nowhere loses, or
@@ -119,21 +127,24 @@ class RabbitMQTransport:
 
     def compare(self, link: Link, spec: QueueSpec) -> None:
         """Raises QueueMismatch with all that differs."""
-        wanted = queue_arguments(spec, link.abilities)
+        wanted = queue_arguments(spec)
         found = survey(link, spec.name, wanted)
-        if found.arguments is None:
+        check_type(spec.name, found.type)
+        if found.arguments is None or not found.durable or found.auto_delete:
             self.make(link, spec)  # it is refused, with the one difference that can be told
             return
         if spec.type is None and found.type in ("quorum", "classic"):
             existing_type: Any = found.type
-            wanted = queue_arguments(replace(spec, type=existing_type), link.abilities)
+            wanted = queue_arguments(replace(spec, type=existing_type))
         if different := differences(wanted, found.arguments):
             raise QueueMismatch(spec.name, different)
 
     def make(self, link: Link, spec: QueueSpec) -> None:
         try:
-            declare(link, spec.name, queue_arguments(spec, link.abilities))
+            declare(link, spec.name, queue_arguments(spec))
         except ChannelClosed as closed:
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, spec.name, closed) from closed
             differs = parse_refusal(closed.text) if closed.code == PRECONDITION_FAILED else None
             if differs is None:
                 raise
@@ -142,22 +153,36 @@ class RabbitMQTransport:
             raise QueueMismatch(spec.name, {name: (wanted, existing)}) from closed
 
     def ensure_dead(self, link: Link, name: str) -> bool:
-        """Whether this call made it."""
-        if exists(link, name):
+        """Whether this call made it. A user who may not know takes it that it is there: a dead
+        letter that finds no queue comes back."""
+        try:
+            if exists(link, name):
+                return False
+        except AccessRefused:
             return False
         try:
             declare(link, name, dead_arguments())
         except ChannelClosed as closed:
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, name, closed) from closed
             if closed.code != PRECONDITION_FAILED or parse_refusal(closed.text) is None:
                 raise
             return False  # somebody else made it meanwhile, in another way
         return True
 
     def bind(self, link: Link, queue: str, target: str | None = None) -> None:
-        """What is sent to `queue` goes to `target`, by default itself."""
+        """What is sent to `queue` goes to `target`, by default itself.
+
+        A user who may not bind takes it that others have: a sender notices if they have not.
+        """
+        ensure_exchange(link)
         channel = link.channel()
-        channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
-        channel.queue_bind(target or queue, EXCHANGE, queue)
+        try:
+            channel.queue_bind(target or queue, EXCHANGE, queue)
+        except ChannelClosed as closed:
+            if closed.code != ACCESS_REFUSED or target is not None:
+                raise
+            return
         channel.close()
 
     # -- send and work
@@ -168,13 +193,13 @@ class RabbitMQTransport:
 
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
         from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
-        from workqueue.transports.rabbitmq.migration import check_not_migrating
 
         link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
         try:
             with translated(), unexpected_refusals():
                 check_not_migrating(link, queue)
                 found = survey(link, queue)
+                check_type(queue, found.type)
                 self.warn_once(found, link.version)
                 return RabbitMQConsumer(
                     link,
@@ -208,10 +233,12 @@ class RabbitMQTransport:
         log.warning("%s", warning)
 
     def repair(self, queue: str) -> None:
-        """A dead-letter queue that somebody deleted is made again."""
+        """What a dead letter of `queue` needs is made again where it is missing, at once; what a
+        retry needs, before the next one."""
         with self.link("setup") as link:
             if self.ensure_dead(link, queue + DEAD_SUFFIX):
                 settle()
+        self.delays.forget()
 
     # -- look and mend
 
@@ -222,6 +249,8 @@ class RabbitMQTransport:
                 dead: int | None = count(link, queue + DEAD_SUFFIX)[0]
             except QueueNotFound:
                 dead = 0
+            except AccessRefused:
+                dead = None
         return self.completed(queue, QueueStats(ready=ready, dead=dead, consumers=consumers))
 
     def completed(self, queue: str, stats: QueueStats) -> QueueStats:
@@ -254,6 +283,7 @@ class RabbitMQTransport:
         with self.link("peek") as link:
             try:
                 ready, _ = count(link, queue)
+                check_type(queue, find_type(link, queue))
                 wanted = min(limit, ready)
                 with translated():
                     return lend_for_a_look(link, queue, wanted) if wanted > 0 else []
@@ -274,9 +304,10 @@ class RabbitMQTransport:
                 settle=settle,
             )
             migration = Migration(link, spec.name, steps, say, force=force)
-            if not migration.unfinished and not exists(link, spec.name):
+            if exists(link, spec.name):
+                check_type(spec.name, find_type(link, spec.name))
+            elif not migration.unfinished:
                 raise QueueNotFound(spec.name)
-            self.delays.forget_queue(spec.name)
             return migration.run()
 
     def differs(self, link: Link, spec: QueueSpec) -> bool:
@@ -304,28 +335,21 @@ class RabbitMQTransport:
 
     def delays_are_known(self, link: Link) -> bool:
         """Whether anything was ever delayed in this virtual host."""
-        channel = link.channel()
-        try:
-            channel.exchange_declare(DUE, "topic", passive=True)
-        except ChannelClosed as closed:
-            if closed.code != NOT_FOUND:
-                raise
-            return False
-        channel.close()
-        return True
+        return exchange_exists(link, DUE)
 
     def purge(self, queue: str) -> int:
         with self.link("purge") as link:
             if not exists(link, queue):
                 raise QueueNotFound(queue)
+            check_type(queue, find_type(link, queue))
             return int(link.channel().queue_purge(queue))
 
     def delete(self, queue: str) -> None:
         from workqueue.transports.rabbitmq.migration import close_gate
 
         with self.link("delete") as link:
-            self.delays.forget_queue(queue)
             if exists(link, queue):
+                check_type(queue, find_type(link, queue))
                 link.channel().queue_delete(queue)
                 close_gate(link, queue)
 
@@ -345,6 +369,12 @@ def open_management(url: str | None, address: Address) -> Management | None:
     from workqueue.transports.rabbitmq.management import Management
 
     return Management(url, address)
+
+
+def may_not_make(link: Link, queue: str, closed: ChannelClosed) -> AccessRefused:
+    """A queue that dead-letters needs more than the permission to configure it."""
+    needed = permission_in(closed.text, "configure", queue)
+    return not_allowed(link, f"queue {queue} does not exist", needed)
 
 
 def differences(

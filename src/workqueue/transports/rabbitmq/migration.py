@@ -26,13 +26,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from amqp.spec import Exchange as ExchangeMethods
 
-from workqueue.errors import AccessRefused, QueueMigrating, Unsupported
+from workqueue.errors import Unsupported
 from workqueue.transports.rabbitmq import wire
+from workqueue.transports.rabbitmq.gate import (
+    GATE_SUFFIX,
+    LONGEST_NAME,
+    MARKER_SUFFIX,
+    gate_is_open,
+)
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.mover import Mover
 from workqueue.transports.rabbitmq.survey import (
@@ -44,10 +49,7 @@ from workqueue.transports.rabbitmq.survey import (
 )
 from workqueue.transports.rabbitmq.topology import dead_arguments
 
-MARKER_SUFFIX = ".migrating"
-GATE_SUFFIX = ".open"
 HOLDING_SUFFIX = ".moving"
-LONGEST_NAME = 255 - len(MARKER_SUFFIX)
 
 PROBE_EVERY = 1.0
 """Seconds between a consumer's looks at the gate."""
@@ -105,21 +107,6 @@ class GateProbe:
             self.blind = not self.found
 
 
-def gate_is_open(link: Link, queue: str) -> bool:
-    """False also where it was never made, or we may not know."""
-    if len(queue.encode()) > LONGEST_NAME:
-        return False
-    channel = link.channel()
-    try:
-        channel.exchange_declare(queue + GATE_SUFFIX, "fanout", passive=True)
-    except ChannelClosed as closed:
-        if closed.code not in (NOT_FOUND, ACCESS_REFUSED):
-            raise
-        return False
-    channel.close()
-    return True
-
-
 def open_gate(link: Link, queue: str) -> None:
     """Workers see from now on whether it is closed; not for a name that cannot migrate, nor where
     we may not make it."""
@@ -141,21 +128,6 @@ def close_gate(link: Link, queue: str) -> None:
         channel = link.channel()
         channel.exchange_delete(queue + GATE_SUFFIX)
         channel.close()
-
-
-def is_migrating(link: Link, queue: str) -> bool:
-    """Whether `queue` is being migrated right now, as far as we may know."""
-    if len(queue.encode()) > LONGEST_NAME or gate_is_open(link, queue):
-        return False
-    with suppress(AccessRefused):
-        return exists(link, queue + MARKER_SUFFIX)
-    return False
-
-
-def check_not_migrating(link: Link, queue: str) -> None:
-    """Raise QueueMigrating if it is."""
-    if is_migrating(link, queue):
-        raise QueueMigrating(queue)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import amqp
 
 from workqueue.errors import (
+    AccessRefused,
     BrokerBlocked,
+    ConfigError,
     ConnectionLost,
     NotSent,
     QueueNotFound,
@@ -24,9 +26,17 @@ from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
 from workqueue.transports.rabbitmq.confirms import Confirms
-from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.delays import Delays, Looks
+from workqueue.transports.rabbitmq.destinations import Destinations
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
+from workqueue.transports.rabbitmq.survey import (
+    ACCESS_REFUSED,
+    LOCKED,
+    NOT_FOUND,
+    not_allowed,
+    permission_in,
+)
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
 log = logging.getLogger("workqueue.rabbitmq")
@@ -99,6 +109,7 @@ class RabbitMQPublisher:
         self.abandoned = False
         self.heard_at = time.monotonic()
         self.link = Link(address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked)
+        self.looks = Looks(self.link)
         try:
             self.open_channel()
         except BaseException:
@@ -113,6 +124,7 @@ class RabbitMQPublisher:
             self.channel.confirm_select()
             self.number: int = self.channel.channel_id
             self.link.wire.taps[self.number] = self.on_method
+        self.destinations = Destinations(self.link, self.channel)
         self.writers: dict[str, wire.PublishWriter] = {}
         self.begun = 0
         self.gathered: list[bytes] = []
@@ -159,8 +171,11 @@ class RabbitMQPublisher:
         self.heard_at = time.monotonic()
         try:
             with translated():
+                self.look(queue)
                 self.write_all(queue, messages, deadline)
                 self.make_room(deadline, WINDOW)
+        except QueueNotFound as error:
+            confirms.failures += [(message, Unroutable(str(error))) for message in messages]
         except (ConnectionLost, Stalled) as error:
             cause = self.cause_of_silence(error)
             confirms.give_up(cause)
@@ -170,7 +185,17 @@ class RabbitMQPublisher:
             self.account_for_closing(confirms, messages[self.begun :])
         confirms.close()
         self.used = time.monotonic()
-        self.report(confirms, len(messages))
+        self.report(queue, confirms, len(messages))
+
+    def look(self, queue: str) -> None:
+        """Before anything is written to `queue`. Raises QueueNotFound, or ConfigError.
+
+        The default exchange needs no look: it has no alternate, and gives a message to no queue
+        but the one of that name.
+        """
+        self.looks.begin()
+        if self.exchange:
+            self.destinations.look(queue)
 
     def write_all(self, queue: str, messages: Sequence[Message], deadline: float) -> None:
         """All are on their way, or on record as failures, unless the broker closes the channel;
@@ -229,7 +254,7 @@ class RabbitMQPublisher:
             if self.priorities and message.priority != DEFAULT_PRIORITY:
                 self.priorities.look(self.link, queue)
             if message.delay > 0:
-                exchange, key = self.delays.way(self.link, queue, message)
+                exchange, key = self.delays.way(queue, message, self.looks)
                 frame_max: int = self.link.wire.frame_max
                 writer = wire.PublishWriter(self.number, exchange, key, frame_max)
             return self.frames(message, writer)
@@ -237,6 +262,11 @@ class RabbitMQPublisher:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
             self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error.text}")))
+        except (AccessRefused, ConfigError) as error:
+            if self.exchange:
+                raise
+            # A copy, beside others that need not wait.
+            self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error}")))
         except wire.TooLong as error:
             self.confirms.failures.append((message, TooLarge(str(error))))
         except wire.WireError as error:
@@ -332,19 +362,31 @@ class RabbitMQPublisher:
         assert self.closing is not None
         if size and len(message.body) == size:
             return TooLarge(too_large(size, limit))
-        if self.closing.code == 404:  # the exchange is not there, so neither is our queue
-            self.delays.forget()
+        if self.closing.code == NOT_FOUND:  # an exchange, or the queue that was looked at
             return Unroutable(self.closing.text)
-        if self.closing.code == 403:
+        if self.closing.code == ACCESS_REFUSED:
             return Forbidden(self.closing.text)
-        if alone:
+        if alone or self.closing.code == LOCKED:
             return Refused(self.closing.text)
         return Interrupted(f"RabbitMQ closed the channel: {self.closing.text}")
 
-    def report(self, confirms: Confirms, total: int) -> None:
+    def report(self, queue: str, confirms: Confirms, total: int) -> None:
         failures, confirms.failures = confirms.failures, []
         if failures:
+            if any(isinstance(cause, Unroutable) for _, cause in failures):
+                self.delays.forget()
+            if len(failures) == total and (refused := self.lacking(queue, failures[0][1])):
+                raise refused
             raise NotSent(str(failures[0][1]), failures=failures, sent=total - len(failures))
+
+    def lacking(self, queue: str, cause: NotSent) -> AccessRefused | None:
+        """Why nothing was sent, where a permission is missing. A copy has its cause instead."""
+        if isinstance(cause, Unroutable):
+            return self.destinations.explain_return(queue)
+        if self.exchange and self.closing and self.closing.code == ACCESS_REFUSED:
+            needed = permission_in(self.closing.text, "write", self.exchange)
+            return not_allowed(self.link, f"RabbitMQ refuses messages for {queue}", needed)
+        return None
 
     def close(self) -> None:
         if not self.closed:

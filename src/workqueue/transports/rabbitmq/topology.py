@@ -96,12 +96,8 @@ class Abilities(msgspec.Struct, frozen=True):
         """How many levels of priority quorum queues tell apart."""
         return 32 if self.version >= (4, 3) else 2 if self.version >= (4, 0) else 1
 
-    def takes_timeout(self, queue_type: str) -> bool:
-        """Whether x-consumer-timeout may be given when a queue of this type is declared."""
-        return queue_type == "quorum" or self.classic_has_timeout
 
-
-def queue_arguments(spec: QueueSpec, abilities: Abilities) -> dict[str, Any]:
+def queue_arguments(spec: QueueSpec) -> dict[str, Any]:
     """The arguments of the work queue that `spec` asks for; quorum unless it says otherwise."""
     queue_type: QueueType = spec.type or "quorum"
     arguments: dict[str, Any] = {
@@ -114,15 +110,16 @@ def queue_arguments(spec: QueueSpec, abilities: Abilities) -> dict[str, Any]:
         arguments["x-delivery-limit"] = DELIVERY_LIMIT
         arguments["x-dead-letter-strategy"] = "at-least-once"
         arguments["x-overflow"] = "reject-publish"
+        arguments["x-consumer-timeout"] = NO_TIMEOUT
     else:
+        # Without x-consumer-timeout, which 4.0 to 4.2 would honour: 4.3 refuses to import the
+        # definition of a classic queue that has it.
         arguments["x-max-priority"] = MAX_PRIORITY
     if spec.max_length is not None:
         arguments["x-max-length"] = spec.max_length
         arguments["x-overflow"] = "reject-publish"
     if spec.ttl is not None:
         arguments["x-message-ttl"] = max(1, round(spec.ttl * 1000))
-    if abilities.takes_timeout(queue_type):
-        arguments["x-consumer-timeout"] = NO_TIMEOUT
     return arguments
 
 
