@@ -44,6 +44,9 @@ SLOW = 10.0
 
 CONFIRM_TIMEOUT = 30.0
 
+HOLDING_SUFFIX = ".moving"
+"""RabbitMQ: NAME.moving holds the messages of NAME while NAME is migrated."""
+
 BROKERS_REASONS = {
     "expired": "expired",
     "rejected": "rejected by another client",
@@ -242,7 +245,7 @@ def read_letter(delivery: Delivery) -> DeadLetter:
     """What a message in a dead-letter queue says of its end, whoever put it there."""
     headers = delivery.message.headers
     broker_says = last_death(headers) if REASON not in headers else {}
-    queue = text_in(headers, ORIGIN) or str(broker_says.get("queue") or "")
+    queue = text_in(headers, ORIGIN) or where_it_died(broker_says)
     reason = text_in(headers, REASON) or brokers_reason(broker_says)
     attempts = headers.get(FAILURES)
     return DeadLetter(
@@ -271,6 +274,11 @@ def last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
         return deaths[0]
     return {}
+
+
+def where_it_died(death: Mapping[str, Any]) -> str:
+    """A queue's name; of what expired while its queue was migrated, that queue's."""
+    return str(death.get("queue") or "").removesuffix(HOLDING_SUFFIX)
 
 
 def brokers_reason(death: Mapping[str, Any]) -> str:

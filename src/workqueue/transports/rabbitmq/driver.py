@@ -21,6 +21,7 @@ from workqueue.errors import (
     QueueMismatch,
     QueueNotFound,
     Unsupported,
+    WorkqueueError,
 )
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
@@ -38,6 +39,7 @@ from workqueue.transports.rabbitmq.survey import (
     count,
     declare,
     exists,
+    find_arguments,
     survey,
 )
 from workqueue.transports.rabbitmq.topology import (
@@ -50,8 +52,10 @@ from workqueue.transports.rabbitmq.topology import (
 )
 
 if TYPE_CHECKING:
+    from workqueue.transports.rabbitmq.bindings import Binding
     from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
     from workqueue.transports.rabbitmq.management import Management
+    from workqueue.transports.rabbitmq.migration import Migration
 
 log = logging.getLogger("workqueue.rabbitmq")
 
@@ -82,9 +86,9 @@ class RabbitMQTransport:
         self.warned_lock = threading.Lock()
 
     @contextmanager
-    def link(self, role: str) -> Iterator[Link]:
+    def link(self, role: str, heartbeat: float = 0.0) -> Iterator[Link]:
         """A connection for a few questions; refusals that nobody expected become ours."""
-        link = Link(self.address, role)
+        link = Link(self.address, role, heartbeat=heartbeat)
         try:
             with translated(), unexpected_refusals():
                 yield link
@@ -249,21 +253,62 @@ class RabbitMQTransport:
             return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        try:
+            with self.link("migrate", heartbeat=self.address.heartbeat) as link:
+                migration = self.migration(link, spec, say, force=force)
+                if not migration.unfinished and not exists(link, spec.name):
+                    raise QueueNotFound(spec.name)
+                self.delays.forget_queue(spec.name)
+                return migration.run()
+        except (WorkqueueError, KeyboardInterrupt) as error:
+            self.undo_migration(spec, say, error)
+            raise
+
+    def undo_migration(
+        self, spec: QueueSpec, say: Callable[[str], None], error: BaseException
+    ) -> None:
+        """Over a connection of its own: the failed one may be gone."""
+        if isinstance(error, QueueNotFound):
+            return
+        try:
+            with self.link("migrate", heartbeat=self.address.heartbeat) as link:
+                self.migration(link, spec, say, force=True).undo()
+        except WorkqueueError as failed:
+            if str(failed) != str(error):
+                say(f"the migration of {spec.name} was not undone: {failed}")
+            if isinstance(error, WorkqueueError) and not error.hint:
+                error.hint = "Nothing is lost: call this again, and it goes on where it stopped."
+
+    def migration(
+        self, link: Link, spec: QueueSpec, say: Callable[[str], None], *, force: bool
+    ) -> Migration:
         from workqueue.transports.rabbitmq.migration import Migration, Steps
 
-        with self.link("migrate") as link:
-            steps = Steps(
-                differs=lambda: self.differs(link, spec),
-                make=lambda: self.make(link, spec),
-                route=lambda target: self.route(link, spec.name, target),
-                unroute=lambda target: self.unroute(link, spec.name, target),
-                settle=settle,
-            )
-            migration = Migration(link, spec.name, steps, say, force=force)
-            if not migration.unfinished and not exists(link, spec.name):
-                raise QueueNotFound(spec.name)
-            self.delays.forget_queue(spec.name)
-            return migration.run()
+        name = spec.name
+        guess = queue_arguments(spec, link.abilities)
+        before = find_arguments(link, name, guess) if exists(link, name) else None
+        steps = Steps(
+            differs=lambda: self.differs(link, spec),
+            make=lambda: self.make(link, spec),
+            remake=lambda: self.remake(link, name, before),
+            make_dead=lambda: self.make_dead(link, name),
+            route=lambda target: self.route(link, name, target),
+            unroute=lambda target: self.unroute(link, name, target),
+            settle=settle,
+            knows_bindings=self.management is not None,
+        )
+        return Migration(link, name, steps, say, force=force, user=self.address.user)
+
+    def remake(self, link: Link, queue: str, arguments: dict[str, Any] | None) -> None:
+        """As it was, where that could be found out."""
+        if arguments is not None:
+            declare(link, queue, arguments)
+            settle()
+
+    def make_dead(self, link: Link, queue: str) -> None:
+        if self.ensure_dead(link, queue + DEAD_SUFFIX):
+            self.bind(link, queue + DEAD_SUFFIX)
+            settle()
 
     def differs(self, link: Link, spec: QueueSpec) -> bool:
         try:
@@ -279,6 +324,8 @@ class RabbitMQTransport:
         if self.delays_are_known(link):
             channel.queue_bind(target, DUE, delivery_key(queue))
         channel.close()
+        for binding in self.bindings_of_others(link, queue):
+            binding.bind(link, target)
 
     def unroute(self, link: Link, queue: str, target: str) -> None:
         """And not any more. A binding or a queue that is not there is no error to RabbitMQ."""
@@ -287,6 +334,17 @@ class RabbitMQTransport:
         if self.delays_are_known(link):
             channel.queue_unbind(target, DUE, delivery_key(queue))
         channel.close()
+        for binding in self.bindings_of_others(link, queue):
+            binding.unbind(link, target)
+
+    def bindings_of_others(self, link: Link, queue: str) -> list[Binding]:
+        """As far as the management API is there to tell them."""
+        from workqueue.transports.rabbitmq.bindings import bindings_of_others
+        from workqueue.transports.rabbitmq.migration import HOLDING_SUFFIX
+
+        if self.management is None:
+            return []
+        return bindings_of_others(link, self.management, queue, queue + HOLDING_SUFFIX)
 
     def delays_are_known(self, link: Link) -> bool:
         """Whether anything was ever delayed in this virtual host."""
