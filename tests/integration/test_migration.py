@@ -32,6 +32,7 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     """No broker is killed here, so new queues need not be waited for, nor silence for long."""
     monkeypatch.setattr(driver, "SETTLING", 0)
     monkeypatch.setattr(migration, "QUIET", 0.3)
+    monkeypatch.setattr(migration, "LOOK_AGAIN", 0.1)
 
 
 @pytest.fixture

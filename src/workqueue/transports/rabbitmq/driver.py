@@ -250,9 +250,12 @@ class RabbitMQTransport:
 
         with self.link("peek") as link:
             ready, _ = count(link, queue)
-            return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
+            if not ready or limit <= 0:
+                return []
+            return lend_for_a_look(link, queue, min(limit, ready), lambda: count(link, queue)[0])
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        migration = None
         try:
             with self.link("migrate", heartbeat=self.address.heartbeat) as link:
                 migration = self.migration(link, spec, say, force=force)
@@ -261,15 +264,14 @@ class RabbitMQTransport:
                 self.delays.forget_queue(spec.name)
                 return migration.run()
         except (WorkqueueError, KeyboardInterrupt) as error:
-            self.undo_migration(spec, say, error)
+            if migration is not None and migration.begun:
+                self.undo_migration(spec, say, error)
             raise
 
     def undo_migration(
         self, spec: QueueSpec, say: Callable[[str], None], error: BaseException
     ) -> None:
         """Over a connection of its own: the failed one may be gone."""
-        if isinstance(error, QueueNotFound):
-            return
         try:
             with self.link("migrate", heartbeat=self.address.heartbeat) as link:
                 self.migration(link, spec, say, force=True).undo()

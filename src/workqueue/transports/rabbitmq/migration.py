@@ -194,7 +194,7 @@ class Steps:
 class Migration:
     """One run of it over `link`, beginning where the last one was interrupted.
 
-    `user` is the login of `link`.
+    `user` is the login of `link`. `begun` says that something may have been changed.
     """
 
     def __init__(
@@ -219,6 +219,7 @@ class Migration:
         self.say = say
         self.force = force
         self.user = user
+        self.begun = False
         self.said_at = 0.0
 
     @property
@@ -233,6 +234,7 @@ class Migration:
             self.say(f"queue {self.queue} has these parameters already")
             return 0
         self.check_bindings()
+        self.begun = True
         if self.unfinished:
             self.say(f"going on with the migration of {self.queue} that was interrupted")
         if differs:
