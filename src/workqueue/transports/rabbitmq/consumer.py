@@ -106,6 +106,7 @@ class Lane:
         self.arrived = arrived
         self.held: dict[int, Delivery | None] = {}
         self.before = 0
+        self.begun = 0
         self.lent = 0
         self.ended: str | None = None
         classic = survey.type == "classic"
@@ -124,8 +125,13 @@ class Lane:
         self.before = next(reversed(self.held), 0)
         self.lent = 0
         self.channel.basic_qos(0, min(prefetch or MOST_LENT, MOST_PREFETCH), False)
+        self.begun += 1
         self.tag: str | None = self.channel.basic_consume(
-            self.survey.queue, no_ack=False, arguments=self.survey.consumer_arguments()
+            self.survey.queue,
+            # What several consumers hand back at once, the broker orders by their tags.
+            consumer_tag=f"workqueue-{self.begun:08}",
+            no_ack=False,
+            arguments=self.survey.consumer_arguments(),
         )
 
     def widen(self, prefetch: int) -> None:
@@ -227,10 +233,18 @@ class Lane:
         return b"".join(frames)
 
     def give_back(self, tags: list[int]) -> bytes:
-        """Frames that hand `tags` back to the queue."""
+        """Frames that hand `tags` back to the queue, in as few as keep their order."""
+        most = self.survey.abilities.most_handed_back
+        wanted = set(tags)
+        whole = list(takewhile(wanted.__contains__, self.held))  # `held` is in the order of tags
+        through = whole[-1] if whole else 0
+        runs = [whole[first : first + most] for first in range(0, len(whole), most)]
+        runs += [[tag] for tag in tags if tag > through]
         for tag in tags:
             del self.held[tag]
-        return b"".join(wire.encode_nack(self.number, tag, multiple=False) for tag in tags)
+        return b"".join(
+            wire.encode_nack(self.number, run[-1], multiple=len(run) > 1) for run in runs
+        )
 
     def close(self) -> None:
         """Hang up this lane alone; what it held goes back to the queue."""
@@ -561,6 +575,9 @@ class RabbitMQConsumer:
         if self.finished is None:
             try:
                 with translated():
+                    for lane in self.lanes:
+                        if lane.ended is None:
+                            lane.stop()
                     frames = [lane.give_back(list(lane.held)) for lane in self.lanes]
                     self.link.wire.write(b"".join(frames), timeout=2.0)
             except (ConnectionLost, ChannelClosed):

@@ -75,6 +75,12 @@ class Abilities(msgspec.Struct, frozen=True):
         return self.version < (4, 3)
 
     @property
+    def most_handed_back(self) -> int:
+        """How many messages a quorum queue takes back at once and keeps in their order: before
+        4.0 it goes through a map, which Erlang keeps in order up to 32."""
+        return 1_000_000 if self.version >= (4, 0) else 32
+
+    @property
     def high_priorities_block(self) -> bool:
         """Quorum queues have two levels of priority, and those that wait in one hold up what has
         expired in the other. Before, they have none; since 4.3 each level is looked at."""
