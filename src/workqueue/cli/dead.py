@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Annotated, Self
 
@@ -63,7 +63,7 @@ def dead_list(
     """
     with session.connect() as broker, Printout(session.json, ids, COLUMNS) as printout:
         for letter in broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit):
-            printout.add(letter, "\t".join(shown(row(letter))))
+            printout.add(letter, table_line)
     check_found(queue, printout.missing)
 
 
@@ -79,7 +79,7 @@ def dead_show(
     check_chosen("show", queue, ids, all, error)
     with session.connect() as broker, Printout(session.json, ids) as printout:
         for letter in broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit):
-            printout.add(letter, letter_text(letter))
+            printout.add(letter, letter_text)
     check_found(queue, printout.missing)
 
 
@@ -149,10 +149,12 @@ class Printout:
             IN_MEMORY, "w+", encoding="utf-8", errors="surrogatepass"
         )
 
-    def add(self, letter: DeadLetter, text: str) -> None:
+    def add(self, letter: DeadLetter, text_of: Callable[[DeadLetter], str]) -> None:
+        """A line of JSON, or what `text_of` makes of it."""
         self.count += 1
         self.missing.discard(letter.id or "")
-        self.lines.write((to_json(letter_record(letter)) if self.json else text) + "\n")
+        text = to_json(letter_record(letter)) if self.json else text_of(letter)
+        self.lines.write(text + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +209,7 @@ def tell_dry_run(
 ) -> None:
     with Printout(session.json, ids) as printout:
         for letter in dead.letters(ids=ids or (), error=error, limit=limit):
-            printout.add(letter, f"{visible(str(letter.id))}\t{visible(letter.reason)}")
+            printout.add(letter, short_line)
     check_found(dead.queue, printout.missing)
     session.say(f"{printout.count:,} {what}")
 
@@ -235,6 +237,14 @@ def report(
 
 def counted(number: int) -> str:
     return "1 dead letter" if number == 1 else f"{number:,} dead letters"
+
+
+def short_line(letter: DeadLetter) -> str:
+    return f"{visible(str(letter.id))}\t{visible(letter.reason)}"
+
+
+def table_line(letter: DeadLetter) -> str:
+    return "\t".join(shown(row(letter)))
 
 
 def row(letter: DeadLetter) -> tuple[object, ...]:
