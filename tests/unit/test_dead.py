@@ -132,10 +132,9 @@ def test_a_look_that_ends_too_soon_says_so(
     monkeypatch.setattr(dead, "SLOW", 0.1)
     bury(queue, *(f"m{number}" for number in range(10)))
     only(queue.transport, 4, 10, *[6] * 1000)
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(LookCutShort, match="4 messages of about 10") as cut:
-        for letter in getattr(queue.dead, call)():
-            seen.append(letter)
+        seen.extend(getattr(queue.dead, call)())
     assert (len(seen), cut.value.seen, cut.value.there) == (4, 4, 10)
 
 
@@ -230,7 +229,7 @@ def test_what_the_broker_set_aside(queue: Queue, reason: str, told: str) -> None
 
 
 def test_what_expired_while_its_queue_was_migrated(queue: Queue) -> None:
-    """RabbitMQ names the queue that held it meanwhile; it goes back to the one that it was sent to."""
+    """RabbitMQ names the queue that held it meanwhile; it goes back to the one it was sent to."""
     died_at = datetime(2026, 11, 24, 12, tzinfo=UTC)
     death = {"queue": "jobs.moving", "reason": "expired", "count": 1, "time": died_at}
     publisher = queue.transport.publisher()

@@ -6,9 +6,9 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Annotated, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Annotated
 
 import typer
 
@@ -61,10 +61,10 @@ def dead_list(
 
     The lines of --json can be sent again: workqueue send QUEUE --envelope -
     """
-    with session.connect() as broker, Printout(session.json, ids, COLUMNS) as printout:
+    with session.connect() as broker, printout(session.json, ids, COLUMNS) as lines:
         for letter in broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit):
-            printout.add(letter, table_line)
-    check_found(queue, printout.missing)
+            lines.add(letter, table_line)
+    check_found(queue, lines.missing)
 
 
 def dead_show(
@@ -77,10 +77,10 @@ def dead_show(
 ) -> None:
     """All that is known of dead letters of QUEUE, tracebacks too."""
     check_chosen("show", queue, ids, all, error)
-    with session.connect() as broker, Printout(session.json, ids) as printout:
+    with session.connect() as broker, printout(session.json, ids) as lines:
         for letter in broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit):
-            printout.add(letter, letter_text)
-    check_found(queue, printout.missing)
+            lines.add(letter, letter_text)
+    check_found(queue, lines.missing)
 
 
 def dead_requeue(
@@ -133,21 +133,20 @@ def dead_drop(
 
 
 class Printout:
-    """What a command prints of dead letters, when the look at them has ended, however it did.
+    """What a command prints of dead letters, line by line.
 
-    Not before: a pager takes hours to read it, in which the letters would be lent to nobody's use
-    and the connection would die. And not from memory, for there may be a hundred thousand. With
-    `columns` the lines are rows of a table. `missing` are those of `ids` that were not among them.
+    With `columns` the lines are rows of a table. `missing` are those of `ids` that were not among
+    the letters.
     """
 
-    def __init__(self, json: bool, ids: list[str] | None, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self, lines: IO[str], json: bool, ids: list[str] | None, columns: Sequence[str]
+    ) -> None:
+        self.lines = lines
         self.json = json
         self.columns = columns
         self.count = 0
         self.missing = set(ids or ())
-        self.lines = tempfile.SpooledTemporaryFile(
-            IN_MEMORY, "w+", encoding="utf-8", errors="surrogatepass"
-        )
 
     def add(self, letter: DeadLetter, text_of: Callable[[DeadLetter], str]) -> None:
         """A line of JSON, or what `text_of` makes of it."""
@@ -156,19 +155,6 @@ class Printout:
         text = to_json(letter_record(letter)) if self.json else text_of(letter)
         self.lines.write(text + "\n")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self.lines:
-            if error is None or isinstance(error, WorkqueueError) and self.count:
-                self.print()
-
     def print(self) -> None:
         self.lines.seek(0)
         if self.columns and not self.json:
@@ -176,6 +162,26 @@ class Printout:
         else:
             sys.stdout.writelines(self.lines)
             sys.stdout.flush()
+
+
+@contextmanager
+def printout(json: bool, ids: list[str] | None, columns: Sequence[str] = ()) -> Iterator[Printout]:
+    """Printed when the look at the letters has ended, also if it was cut short.
+
+    Not before: a pager may take hours to read it, in which nobody else could have the letters, and
+    the connection would die. And not from memory, for there may be a hundred thousand.
+    """
+    with tempfile.SpooledTemporaryFile(
+        IN_MEMORY, "w+", encoding="utf-8", errors="surrogatepass"
+    ) as lines:
+        printed = Printout(lines, json, ids, columns)
+        try:
+            yield printed
+        except WorkqueueError:
+            if printed.count:
+                printed.print()
+            raise
+        printed.print()
 
 
 def check_chosen(
@@ -207,11 +213,11 @@ def tell_dry_run(
     error: str | None,
     limit: int | None,
 ) -> None:
-    with Printout(session.json, ids) as printout:
+    with printout(session.json, ids) as lines:
         for letter in dead.letters(ids=ids or (), error=error, limit=limit):
-            printout.add(letter, short_line)
-    check_found(dead.queue, printout.missing)
-    session.say(f"{printout.count:,} {what}")
+            lines.add(letter, short_line)
+    check_found(dead.queue, lines.missing)
+    session.say(f"{lines.count:,} {what}")
 
 
 def report(

@@ -76,10 +76,9 @@ def peek(
         records: list[dict[str, Any]] = []
         try:
             if state == "dead":
-                for letter in broker.queue(queue).dead.letters(limit=count):
-                    records.append(letter_record(letter))
+                records.extend(map(letter_record, broker.queue(queue).dead.letters(limit=count)))
             else:
-                records += map(delivery_record, broker.transport.peek(queue, count, state))
+                records.extend(map(delivery_record, broker.transport.peek(queue, count, state)))
         except LookCutShort as error:
             show_records(session, records or [delivery_record(one) for one in error.deliveries])
             raise

@@ -323,7 +323,7 @@ class Examination:
                 state="ok",
                 check="queue",
                 queue=name,
-                found=f"others bound it to {', '.join(sources)}: migrate makes these bindings again",
+                found=f"others bound it to {', '.join(sources)}, and migrate binds it again",
             )
         bound = {(row.get("source"), row.get("routing_key")) for row in listed}
         if (EXCHANGE, name) not in bound:

@@ -380,8 +380,7 @@ class Migration:
             self.tell(f"{mover.target} is full: the rest waits in {mover.source} until it has room")
         elif silent > STILL_THERE:
             self.tell(
-                f"RabbitMQ has confirmed nothing for {silent:.0f} s:"
-                " is it short of memory or disk?"
+                f"RabbitMQ has confirmed nothing for {silent:.0f} s: is it short of memory or disk?"
             )
         elif mover.moved:
             self.tell(f"moved {mover.moved:,} messages so far")

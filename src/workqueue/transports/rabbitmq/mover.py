@@ -39,7 +39,7 @@ FULL_PAUSE = 0.2
 """Seconds until the next try, when the other queue has no room."""
 
 DIRECT_REPLY = b"amq.rabbitmq.reply-to"
-"""A `reply_to` with exactly this name is refused from every channel but the one that consumes it."""
+"""A `reply_to` of exactly this name is refused from any channel but the one that consumes it."""
 
 OBEYED = {b"CC": b"workqueue-cc", b"BCC": b"workqueue-bcc"}
 """Headers by which a sender has RabbitMQ deliver a message to further queues, each with the name
