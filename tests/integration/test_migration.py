@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -368,3 +369,47 @@ def test_a_mover_keeps_what_is_refused_for_want_of_room(transport: RabbitMQTrans
         mover.close()
     assert transport.stats("small").ready == 3
     eventually(lambda: transport.stats("q").ready == 3, within=PATIENCE)
+
+
+def test_a_policy_that_deletes_unused_queues_takes_none_of_it(
+    transport: RabbitMQTransport, broker: Broker, vhost: Vhost
+) -> None:
+    """The queue in between is in use, however long a worker keeps the migration waiting."""
+    policy = {"pattern": r"\.moving$", "definition": {"expires": 1000}, "apply-to": "queues"}
+    broker.manage("PUT", f"policies/{vhost.name}/passing", policy)
+    send(transport, Message(body=b"long"))
+    consumer = transport.consumer("q", 1)
+    [running] = eventually(lambda: consumer.receive(1, 1.0), within=PATIENCE)
+    said: list[str] = []
+    moving = threading.Thread(target=transport.migrate, args=(CHANGED, said.append))
+    moving.start()
+    eventually(lambda: any("waits in q.moving" in line for line in said), within=PATIENCE)
+    send(transport, *(Message(body=b"%d" % n) for n in range(5)))
+    began = time.monotonic()
+
+    def long_unused() -> bool:
+        """three times as long as the policy allows"""
+        consumer.receive(0, 0.05)
+        return time.monotonic() - began > 3.0
+
+    eventually(long_unused, within=PATIENCE)
+    consumer.settle([Ack(running)])
+    consumer.close()
+    moving.join(PATIENCE)
+    assert not moving.is_alive()
+    assert bodies(transport) == [b"%d" % n for n in range(5)]
+
+
+@pytest.mark.parametrize(("before", "after"), [("quorum", "classic"), ("classic", "quorum")])
+def test_many_are_moved_once(
+    vhost: Vhost, transport: RabbitMQTransport, before: Any, after: Any
+) -> None:
+    """Acknowledgements that the broker had not applied would leave some in both queues."""
+    spec = QueueSpec(name="many", type=before)
+    transport.declare(spec)
+    publisher = transport.publisher()
+    publisher.publish("many", [Message(body=b"%d" % n) for n in range(20_000)], PATIENCE)
+    publisher.close()
+    moved = transport.migrate(QueueSpec(name="many", type=after), lambda _: None)
+    assert moved == 20_000
+    assert transport.stats("many").ready == 20_000

@@ -63,7 +63,16 @@ BCC = text("BCC") + b"S" + wire.longstr(b"no array")
             "CC or BCC",
         ),
         (properties(HEADERS, table(ODD)), properties(HEADERS, table(ODD)), ""),
-        (properties(HEADERS, table(text("cc") + b"V")),) * 2 + ("",),
+        (
+            properties(HEADERS, table(text("cc") + b"V")),
+            properties(HEADERS, table(text("cc") + b"V")),
+            "",
+        ),
+        (
+            properties(HEADERS, table(text("x-delivery-count") + b"l" + bytes(8), ODD)),
+            properties(HEADERS, table(ODD)),
+            "",
+        ),
     ],
 )
 def test_movable(before: bytes, after: bytes, told: str) -> None:

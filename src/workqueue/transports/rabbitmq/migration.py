@@ -38,6 +38,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import amqp
 from amqp.spec import Exchange as ExchangeMethods
 
 from workqueue.errors import AccessRefused, ConfigError, QueueMigrating, Unsupported, WorkqueueError
@@ -220,6 +221,8 @@ class Migration:
         self.force = force
         self.user = user
         self.begun = False
+        self.keeper: amqp.Channel | None = None
+        self.kept = 0
         self.said_at = 0.0
 
     @property
@@ -273,11 +276,40 @@ class Migration:
         if not self.unfinished:
             declare(self.link, self.holding, holding_arguments(self.queue + DEAD_SUFFIX))
             self.steps.settle()
+        self.keep_holding()
         declare(self.link, self.marker, dict(MARKER_ARGUMENTS))
         close_gate(self.link, self.queue)
         self.steps.route(self.holding)
         self.steps.unroute(self.queue)
         self.say(f"what is sent to {self.queue} waits in {self.holding} from now on")
+
+    def keep_holding(self) -> None:
+        """The holding queue has a consumer: one without could be deleted with all that is in it,
+        by a policy that sets `expires`. Source: RabbitMQ documentation, "Time-to-Live and
+        Expiration", section "Queue TTL"."""
+        self.keeper = self.link.channel()
+        self.link.wire.taps[self.keeper.channel_id] = self.on_kept
+        self.keeper.basic_qos(0, 1, False)
+        self.keeper.basic_consume(self.holding, no_ack=False)
+
+    def stop_keeping(self) -> None:
+        keeper, self.keeper = self.keeper, None
+        if keeper is not None and keeper.connection is not None:
+            number = keeper.channel_id
+            keeper.close()
+            self.link.wire.taps.pop(number, None)
+
+    def on_kept(self, inbound: wire.Inbound) -> None:
+        if inbound.method == wire.DELIVER:
+            self.kept = wire.decode_deliver(inbound.arguments).tag
+        elif inbound.method == wire.CHANNEL_CLOSE:
+            self.link.wire.forget_channel(inbound.channel)
+
+    def hand_back_kept(self) -> None:
+        """The one message that the keeper was lent: only in its queue it expires in time."""
+        if self.keeper is not None and self.keeper.connection is not None and self.kept:
+            self.link.wire.write(wire.encode_nack(self.keeper.channel_id, self.kept, multiple=True))
+            self.kept = 0
 
     def empty(self) -> None:
         """Everybody has left, and all that was there is in the holding queue."""
@@ -321,6 +353,7 @@ class Migration:
             _, consumers = count(self.link, self.queue)
             calm = 0 if consumers else calm + 1
             self.tell_who_stays(self.queue, consumers)
+            self.hand_back_kept()
             time.sleep(LOOK_AGAIN)
 
     def tell_who_stays(self, queue: str, consumers: int) -> None:
@@ -355,6 +388,8 @@ class Migration:
     def move(self, source: str, target: str, expected: float = math.inf) -> int:
         mover = Mover(self.link, source, target, self.watch, user=self.user)
         try:
+            if source == self.holding:
+                self.stop_keeping()  # the mover is its consumer now
             return mover.move(QUIET, expected)
         except Immovable as error:
             error.hint = "Handle or remove it, or have RabbitMQ accept it, and call this again."

@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from struct import error as struct_error
 
 from msgspec.structs import replace
@@ -44,6 +45,9 @@ DIRECT_REPLY = b"amq.rabbitmq.reply-to"
 OBEYED = {b"CC": b"workqueue-cc", b"BCC": b"workqueue-bcc"}
 """Headers by which a sender has RabbitMQ deliver a message to further queues, each with the name
 under which it travels instead."""
+
+COUNTS = frozenset({b"x-delivery-count", b"x-acquired-count"})
+"""How often a quorum queue has handed the message out. In another queue that begins anew."""
 
 
 class Immovable(WorkqueueError):
@@ -92,13 +96,13 @@ class Mover:
         self.stopped: str | None = None
         self.full = False
         self.full_until = 0.0
-        self.settled = bytearray()
+        self.unsettled: dict[int, bool] = {}
         self.moved_at = self.heard_at = self.kept_at = time.monotonic()
         self.open_target()
         self.inward = link.channel()
         self.link.wire.taps[self.inward.channel_id] = self.on_source
         self.inward.basic_qos(0, AT_ONCE, False)
-        self.inward.basic_consume(source, no_ack=False)
+        self.tag = self.inward.basic_consume(source, no_ack=False)
 
     def open_target(self) -> None:
         self.published = 0
@@ -126,7 +130,7 @@ class Mover:
                 raise ConnectionLost(self.stopped)
             if self.refusal is not None:
                 self.single_out(self.refusal)
-            self.link.wire.write(self.take_settled() + self.publish())
+            self.link.wire.write(self.acknowledge() + self.publish())
             self.link.tick()
             self.look(self)
         return self.moved
@@ -156,9 +160,20 @@ class Mover:
                 )
         return b"".join(frames)
 
-    def take_settled(self) -> bytes:
-        data, self.settled = bytes(self.settled), bytearray()
-        return data
+    def acknowledge(self, *, all_: bool = False) -> bytes:
+        """Frames that acknowledge what was confirmed: all before the first that was not, in one
+        frame, and with `all_` those behind it as well. RabbitMQ's channel keeps acknowledgements of
+        a quorum queue back when it gets more frames than the queue applies."""
+        number = self.inward.channel_id
+        confirmed = list(takewhile(self.unsettled.__getitem__, self.unsettled))
+        frames = [wire.encode_ack(number, confirmed[-1], multiple=True)] if confirmed else []
+        if all_:
+            behind = [tag for tag, safe in self.unsettled.items() if safe][len(confirmed) :]
+            frames += [wire.encode_ack(number, tag, multiple=False) for tag in behind]
+            confirmed += behind
+        for tag in confirmed:
+            del self.unsettled[tag]
+        return b"".join(frames)
 
     def single_out(self, refusal: ChannelClosed) -> None:
         """The broker closed the channel because of one message: of several each is tried alone on
@@ -195,6 +210,7 @@ class Mover:
                 properties, changes = movable(inbound.properties, self.user.encode())
                 parcel = Parcel(tag, inbound.message, properties)
                 self.queued.append(parcel)
+                self.unsettled[tag] = False
                 self.changed.update(changes)
                 if len(parcel.properties) + wire.body_head.size > self.link.wire.frame_max - 8:
                     self.make_bare(parcel, "they are longer than a frame")
@@ -233,8 +249,7 @@ class Mover:
         self.moved_at = self.heard_at = time.monotonic()
         self.full = not kept
         if kept:
-            for parcel in parcels:
-                self.settled += wire.encode_ack(self.inward.channel_id, parcel.tag, multiple=False)
+            self.unsettled.update(dict.fromkeys((parcel.tag for parcel in parcels), True))
             self.moved += len(parcels)
             self.kept_at = time.monotonic()
         else:
@@ -242,7 +257,10 @@ class Mover:
             self.queued.extendleft(reversed(parcels))
 
     def close(self) -> None:
-        """Let go of both queues; what was not confirmed stays where it was."""
+        """Let go of both queues; what was not confirmed stays where it was, and what was confirmed
+        is gone from there."""
+        if self.inward.connection is not None:
+            self.settle_through()
         numbers = [channel.channel_id for channel in (self.inward, self.out)]
         # Both before either is closed: a late confirm has nothing to acknowledge any more.
         self.link.wire.taps.update(dict.fromkeys(numbers, self.ignore))
@@ -250,6 +268,16 @@ class Mover:
             if channel.connection is not None:
                 channel.close()
             self.link.wire.taps.pop(number, None)
+
+    def settle_through(self) -> None:
+        """Return when the source has applied all acknowledgements: a channel that is closed forgets
+        those that it kept back, and its messages would be in both queues. The queue's counts, for
+        which the channel asks it, come after what the channel sent before; the second answer also
+        after what it sent when the first one let it go on."""
+        self.inward.basic_cancel(self.tag)
+        self.link.wire.write(self.acknowledge(all_=True))
+        for _ in range(2):
+            self.inward.queue_declare(self.source, passive=True)
 
     def ignore(self, inbound: wire.Inbound) -> None:
         if inbound.method == wire.CHANNEL_CLOSE:
@@ -274,14 +302,18 @@ def movable(properties: bytes, user: bytes) -> tuple[bytes, list[str]]:
             elif name == "reply_to" and part[1:] == DIRECT_REPLY:
                 changes.append("without its reply_to, which only its sender's channel could use")
                 flags &= ~bit
-            elif name == "headers" and (renamed := with_obeyed_renamed(part)) != part:
-                changes.append("with its header CC or BCC renamed, so that it goes to one queue")
-                parts.append(renamed)
+            elif name == "headers":
+                table, renamed = movable_headers(part)
+                parts.append(table)
+                if renamed:
+                    changes.append(
+                        "with its header CC or BCC renamed, so that it goes to one queue"
+                    )
             else:
                 parts.append(part)
     except (struct_error, IndexError, wire.WireError):
         return properties, []
-    return (wire.short.pack(flags) + b"".join(parts), changes) if changes else (properties, [])
+    return wire.short.pack(flags) + b"".join(parts), changes
 
 
 def end_of(name: str, read: Callable[..., tuple[object, int]], buffer: bytes, offset: int) -> int:
@@ -294,21 +326,23 @@ def end_of(name: str, read: Callable[..., tuple[object, int]], buffer: bytes, of
     return read(buffer, offset)[1]
 
 
-def with_obeyed_renamed(table: bytes) -> bytes:
-    """An encoded table of headers without names that RabbitMQ obeys; values stay as they are, also
-    those that `wire` would not read. Raises WireError for a table that is none."""
-    if b"\x02CC" not in table and b"\x03BCC" not in table:
-        return table
-    entries, offset = [], 4
+def movable_headers(table: bytes) -> tuple[bytes, bool]:
+    """An encoded table of headers without names that RabbitMQ obeys and without its counts of this
+    queue's deliveries, and whether any was renamed. Values stay as they are, also those that `wire`
+    would not read. Raises WireError for a table that is none."""
+    entries, offset, renamed = [], 4, False
     while offset < len(table):
         name = table[offset + 1 : offset + 1 + table[offset]]
         start = offset + 1 + len(name)
         offset = start + 1 + size_of_value(table, start)
         if offset > len(table):
             raise wire.WireError("a value longer than its table")
+        if name in COUNTS:
+            continue
+        renamed |= name in OBEYED
         name = OBEYED.get(name, name)
         entries.append(bytes((len(name),)) + name + table[start:offset])
-    return wire.longstr(b"".join(entries))
+    return wire.longstr(b"".join(entries)), renamed
 
 
 def size_of_value(table: bytes, letter_at: int) -> int:
