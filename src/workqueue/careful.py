@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from array import array
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from workqueue.errors import BrokerFailed, ConsumerLost
 from workqueue.message import Delivery
@@ -53,10 +53,11 @@ class CarefulConsumer:
         self.steps = iter(STEPS)
         self.step = 0
         self.lent = 0
-        self.kept: Counter[Any] = Counter()
-        self.gone: Counter[Any] = Counter()
-        self.kept_again: Counter[Any] = Counter()
-        self.gone_again: Counter[Any] = Counter()
+        # Numbers of eight bytes, since all of a long queue may be noted: see `identity`.
+        self.given = array("q")
+        self.gone = array("q")
+        self.kept_again: Counter[int] = Counter()
+        self.gone_again: Counter[int] = Counter()
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         try:
@@ -76,17 +77,15 @@ class CarefulConsumer:
             self.ask_for_less(error)
             return []
         fresh = [delivery for delivery in received if not take(self.kept_again, delivery)]
-        self.kept.update(map(identity, fresh))
+        self.given.extend(map(identity, fresh))
         return fresh
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """If the broker fails meanwhile and gives back what was acknowledged, that is acknowledged
         again."""
         assert self.consumer is not None
-        keys = [identity(outcome.delivery) for outcome in outcomes]
-        self.kept.subtract(keys)
-        self.gone.update(keys)
-        self.lent -= len(keys)
+        self.gone.extend(identity(outcome.delivery) for outcome in outcomes)
+        self.lent -= len(outcomes)
         try:
             if self.step:
                 self.settle_in_order(outcomes)
@@ -106,8 +105,8 @@ class CarefulConsumer:
         self.close()
         self.prefetch = self.step
         self.lent = 0
-        self.kept_again = +self.kept
-        self.gone_again = +self.gone
+        self.gone_again = Counter(self.gone)
+        self.kept_again = Counter(self.given) - self.gone_again
 
     def ask_for_less(self, error: BrokerFailed | ConsumerLost) -> None:
         """Raises what was raised if it is not the broker's failure."""
@@ -127,16 +126,22 @@ class CarefulConsumer:
             consumer.close()
 
 
-def take(expected: Counter[Any], delivery: Delivery) -> bool:
+def take(expected: Counter[int], delivery: Delivery) -> bool:
     """Whether it is one of those that are expected to come again; then there is one less."""
+    if not expected:
+        return False
     key = identity(delivery)
     known = expected[key] > 0
     expected[key] -= known
     return known
 
 
-def identity(delivery: Delivery) -> tuple[object, ...]:
+def identity(delivery: Delivery) -> int:
     """What tells a message from others when it comes again. Two that are alike count as two."""
     message = delivery.message
-    headers = repr(without_brokers_own(message.headers))
-    return message.id, message.type, message.sent_at, hash(message.body), hash(headers)
+    headers = without_brokers_own(message.headers)
+    try:
+        past = hash(frozenset(headers.items()))
+    except TypeError:  # a header that is a list or a table
+        past = hash(repr(headers))
+    return hash((message.id, message.type, message.sent_at, message.body, past))

@@ -15,6 +15,7 @@
     ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
     ├── QueueNotFound             there is no such queue
     ├── RunnerFailed              a part of the worker has died: a slot, the event loop, …
+    ├── LookCutShort              there are more messages than could be looked at
     ├── StorageError              the embedded file cannot be used: read-only, full, locked
     │   └── StorageDamaged        it is damaged, or no database: waiting does not mend it
     ├── TransportFault            a transport broke its contract: a mistake in its driver
@@ -157,6 +158,24 @@ class RunnerFailed(WorkqueueError):
     """
 
     hint = "Start the worker again. If it happens once more, please report it."
+
+
+class LookCutShort(WorkqueueError):
+    """A look at a queue ended before it had seen all: there are messages that did not come.
+
+    `seen` were looked at, of about `there`; `deliveries` are those, where the look returns any.
+    """
+
+    hint = "The broker is slow, or somebody else holds them: look again later."
+
+    def __init__(
+        self, queue: str, seen: int, there: int, deliveries: Sequence[Delivery] = ()
+    ) -> None:
+        super().__init__(f"queue {queue}: {seen:,} messages of about {there:,} were seen")
+        self.queue = queue
+        self.seen = seen
+        self.there = there
+        self.deliveries = list(deliveries)
 
 
 class StorageError(WorkqueueError):

@@ -55,7 +55,7 @@ class Message(Struct, frozen=True, kw_only=True, gc=False):
     ttl: float | None = None
 
 
-class Delivery(Struct, frozen=True, kw_only=True, eq=False):
+class Delivery(Struct, frozen=True, kw_only=True, eq=False, weakref=True):
     """A message lent to a consumer, which settles it once.
 
     `attempt` counts from one and goes up with each recorded failure. `redelivered` says that it

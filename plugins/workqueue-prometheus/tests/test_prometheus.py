@@ -251,6 +251,8 @@ def test_a_wait_that_is_none(queue: Queue, ago: float, counted: int) -> None:
     assert (registry.get_sample_value("workqueue_wait_seconds_count", JOBS) or 0) == counted
     total = registry.get_sample_value("workqueue_wait_seconds_sum", JOBS) or 0.0
     assert 0 <= total <= max(ago, 0.0) + 30
+
+
 def test_the_alerts_use_what_there_is(queue: Queue) -> None:
     """Each metric that a rule names is one of ours; and no rule rests on the age of the oldest
     message alone, which RabbitMQ does not tell."""

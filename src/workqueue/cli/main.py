@@ -17,6 +17,7 @@ from workqueue.errors import (
     ConnectionLost,
     ConsumerLost,
     HandlerNotFound,
+    LookCutShort,
     NotSent,
     QueueFull,
     QueueMismatch,
@@ -170,7 +171,7 @@ def leave(error: Exception, arguments: list[str]) -> NoReturn:
 
 
 def exit_code(error: WorkqueueError) -> int:
-    if isinstance(error, NotSent) and error.sent:
+    if isinstance(error, LookCutShort) or (isinstance(error, NotSent) and error.sent):
         return 3
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
@@ -206,6 +207,8 @@ def next_command(error: WorkqueueError, arguments: list[str]) -> str:
             return "workqueue doctor"
         case QueueFull():
             return "workqueue status"
+        case LookCutShort():
+            return f"workqueue status {shlex.quote(error.queue)}"
         case _:
             return f"{command_in(arguments)} --help"
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from workqueue.message import visible
@@ -17,6 +18,9 @@ from workqueue.message import visible
 NUMBERS = {"ready", "in_flight", "delayed", "dead", "consumers", "oldest_ready_s"}
 NUMBERS |= {"messages", "per_second", "p50_ms", "p95_ms", "p99_ms"}
 """Columns that are set to the right."""
+
+LAID_OUT = 200
+"""Rows of a table that are laid out with care."""
 
 
 def say(text: str) -> None:
@@ -53,11 +57,22 @@ def json_escape(char: str) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """The same rows as a table on a terminal and tab-separated elsewhere, None as "-"."""
-    cells = [["-" if cell is None else visible(str(cell)) for cell in row] for row in rows]
+    """The same rows as a table on a terminal and tab-separated elsewhere, None as "-".
+
+    Of a long table the first rows tell how wide its columns are: to lay out all of a hundred
+    thousand takes minutes.
+    """
+    cells = map(shown, rows)
     if not sys.stdout.isatty():
-        for row in [list(columns), *cells]:
+        for row in chain([list(columns)], cells):
             print("\t".join(row))
+        return
+    first = list(islice(cells, LAID_OUT))
+    if further := list(islice(cells, 1)):
+        widths = [max(map(len, column)) for column in zip(columns, *first, strict=True)]
+        for row in chain([list(columns)], first, further, cells):
+            aligned = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+            print("  ".join(aligned).rstrip())
         return
     from rich.console import Console
     from rich.table import Table
@@ -67,9 +82,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(box=None, pad_edge=False, header_style=style)
     for column in columns:
         table.add_column(column, justify="right" if column in NUMBERS else "left")
-    for row in cells:
+    for row in first:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def shown(row: Sequence[object]) -> list[str]:
+    return ["-" if cell is None else visible(str(cell)) for cell in row]
 
 
 class TextFormatter(logging.Formatter):

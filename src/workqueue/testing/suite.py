@@ -1252,10 +1252,11 @@ class TransportSuite:
     def test_migrate_keeps_the_messages(
         self, transport: Transport, publisher: Publisher, queue: str, consume: Consume
     ) -> None:
-        """New parameters, the same messages, and it can be used as before."""
+        """New parameters, the same messages, and it can be used as before. By force, where the
+        transport cannot know that nobody else sends here."""
         publisher.publish(queue, [message(b"%d" % n) for n in range(20)], PATIENCE)
         said: list[str] = []
-        transport.migrate(self.spec(queue, max_length=1000), said.append)
+        transport.migrate(self.spec(queue, max_length=1000), said.append, force=True)
         assert said
         assert transport.declare(self.spec(queue, max_length=1000)) is False
         with pytest.raises(QueueMismatch):

@@ -570,7 +570,7 @@ def test_a_disk_that_runs_full(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", publisher.RESERVE + 2 * 1024 * 1024) as disk:
         transport = SQLiteTransport(f"sqlite:///{disk}/jobs.db")
         transport.declare(QueueSpec(name="q"))
-        sender, worker = transport.publisher(), transport.consumer("q", 0)
+        sender, worker = transport.publisher(), transport.consumer("q", 10_000)
         sent = 0
         with refused(disk / "jobs.db", "the disk is almost full"):
             while True:
@@ -817,7 +817,7 @@ def test_a_file_that_is_damaged_in_use(
 ) -> None:
     """The consumer is lost, what comes after is refused, and all in a line that names the file."""
     transport.declare(QueueSpec(name="other"))
-    sender, worker = transport.publisher(), transport.consumer("q", 0)
+    sender, worker = transport.publisher(), transport.consumer("q", 10_000)
     send(sender, *[os.urandom(2_000) for _ in range(2_000)])
     sender.database.checkpoint()
     worker.close()

@@ -20,15 +20,16 @@ import logging
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSet, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import Any
+from weakref import WeakSet
 
 import amqp
 from msgspec.structs import replace
 
-from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
+from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost, LookCutShort
 from workqueue.message import Delivery, Message
 from workqueue.progress import Progress
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
@@ -59,8 +60,16 @@ OTHER_CHANNELS = 1
 
 MOST_PREFETCH = 65535
 
+MOST_LENT = 2_000
+"""What a quorum queue lends at most to a consumer that has no prefetch (rabbit_quorum_queue.erl,
+`UNLIMITED_PREFETCH_COUNT`). Then it falls silent, as if it were empty."""
+
 LOOK_PATIENCE = 1.0
-"""Seconds for the next message to arrive, when it is only looked at."""
+"""Seconds for the next message to arrive, when it is only looked at, until it is asked whether
+there is one."""
+
+LOOK_SLOWLY = 10.0
+"""Seconds after which a look ends all the same: the broker is slow, or somebody else is quicker."""
 
 INNOCENT_RETURNS = 2
 """Times that a message may have come back without being thought to have cost a worker its life,
@@ -92,7 +101,12 @@ FAREWELL_TIME = 2.0
 class Lane:
     """One channel with one consumer, for `prefetch` deliveries; without, once it is stopped.
 
-    `held` is what was delivered on it and is not settled.
+    `held` is what was delivered on it and is not settled: by its delivery tag, and None for what
+    an unlimited consumer handed out. Of that the tags alone are kept, so that a look at a hundred
+    thousand messages does not hold all of them in memory.
+
+    Without a prefetch, the consumer is followed by another on the same channel whenever it was lent
+    as much as a quorum queue lends to one.
     """
 
     def __init__(
@@ -101,11 +115,13 @@ class Lane:
         self.link = link
         self.survey = survey
         self.arrived = arrived
-        self.held: dict[int, Delivery] = {}
+        self.held: dict[int, Delivery | None] = {}
         self.before = 0
         self.unheard = 0
         self.consumers: list[tuple[int, str]] = []
         self.uninvited: list[int] | None = None
+        self.begun = 0
+        self.lent = 0
         self.ended: str | None = None
         classic = survey.type == "classic"
         counted = classic or survey.abilities.counts_hand_backs
@@ -121,9 +137,15 @@ class Lane:
         """A consumer. On a stopped lane, another: what it still holds does not count for that."""
         self.prefetch = prefetch
         self.before = next(reversed(self.held), 0)
-        self.channel.basic_qos(0, min(prefetch, MOST_PREFETCH), False)
+        self.lent = 0
+        self.channel.basic_qos(0, min(prefetch or MOST_LENT, MOST_PREFETCH), False)
+        self.begun += 1
         self.tag: str | None = self.channel.basic_consume(
-            self.survey.queue, no_ack=False, arguments=self.survey.consumer_arguments()
+            self.survey.queue,
+            # What several consumers hand back at once, the broker orders by their tags.
+            consumer_tag=f"workqueue-{self.begun:08}",
+            no_ack=False,
+            arguments=self.survey.consumer_arguments(),
         )
         earlier = self.consumers if self.held else []
         self.consumers = [*earlier, (self.before, self.tag)]
@@ -134,6 +156,21 @@ class Lane:
         self.stop()
         unused = room - len(self.held)
         self.begin(prefetch + max(0, int(unused)) if prefetch and unused < math.inf else 0)
+
+    def succeed(self) -> None:
+        """Another consumer, where the broker lends no more to one that is unlimited. What the one
+        before was lent stays with us."""
+        if self.prefetch or self.tag is None or self.lent < MOST_LENT:
+            return
+        self.lent = sum(1 for _ in takewhile(lambda tag: tag > self.before, reversed(self.held)))
+        if self.lent >= MOST_LENT:
+            self.stop()
+            self.begin(0)
+
+    def hand_out(self, tag: int) -> None:
+        """What is known of it is its receiver's from now on, if it has no prefetch."""
+        if not self.prefetch and tag in self.held:
+            self.held[tag] = None
 
     def stop(self) -> None:
         """No new deliveries; what was delivered stays."""
@@ -148,8 +185,10 @@ class Lane:
         """How many deliveries it may hold, at most, from now on."""
         if self.tag is None:
             return len(self.held)
+        if not self.prefetch:
+            return math.inf
         earlier = takewhile(lambda tag: tag <= self.before, self.held)  # tags only grow
-        return (self.prefetch or math.inf) + sum(1 for _ in earlier)
+        return self.prefetch + sum(1 for _ in earlier)
 
     @property
     def shrinks(self) -> bool:
@@ -174,6 +213,7 @@ class Lane:
         assert inbound.message is not None
         message, attempt, returns = inbound.message, 1, 0
         tag, came_back = wire.decode_delivered(inbound.arguments)
+        self.lent += 1
         redelivered = bool(came_back)
         if message.headers:
             headers = without_waiting(message.headers)
@@ -296,7 +336,8 @@ class RabbitMQConsumer:
         self.survey = survey
         self.queue = survey.queue
         self.arrivals: deque[Delivery] = deque()
-        self.out: set[Delivery] = set()
+        # Without a prefetch only what its receiver still keeps: it may be all of a long queue.
+        self.out: MutableSet[Delivery] = set() if prefetch else WeakSet()
         self.copying: dict[Delivery, Owed] = {}
         self.taken_back: list[Delivery] = []
         self.paused = False
@@ -325,7 +366,7 @@ class RabbitMQConsumer:
 
     @property
     def unsettled(self) -> int:
-        return len(self.out) + len(self.copying)
+        return sum(len(lane.held) for lane in self.lanes) - len(self.arrivals)
 
     @property
     def takes_back_after(self) -> float | None:
@@ -366,6 +407,9 @@ class RabbitMQConsumer:
                 if self.arrivals:  # they came with the answer
                     patience = 0.0
             before = len(self.arrivals)
+            if not before and not self.paused and not self.probe.found:
+                for lane in self.lanes:
+                    lane.succeed()
             if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                 self.link.wire.read()
                 self.read_at = time.monotonic()
@@ -391,7 +435,13 @@ class RabbitMQConsumer:
         taken: list[Delivery] = []
         while self.arrivals and len(taken) < limit and not self.probe.found:
             taken.append(self.arrivals.popleft())
-        self.out.update(taken)
+        if isinstance(self.out, set):
+            self.out.update(taken)
+        else:
+            for delivery in taken:
+                lane, tag = delivery.receipt
+                lane.hand_out(tag)
+                self.out.add(delivery)
         return taken
 
     def drop_ended_lanes(self) -> None:
@@ -405,9 +455,10 @@ class RabbitMQConsumer:
             lane.close()
             self.lanes.remove(lane)
             self.thin = True
-            held = set(lane.held.values())
+            held = {d for d in lane.held.values() if d is not None}
+            held |= {d for d in self.out if d.receipt[0] is lane}
             self.arrivals = deque(d for d in self.arrivals if d not in held)
-            self.taken_back += [d for d in lane.held.values() if d in self.out]
+            self.taken_back += [d for d in held if d in self.out]
             self.out -= held
             self.forget_copies(held, lane.ended or "")
             log.warning("RabbitMQ took back what a consumer of %s held: %s", self.queue, lane.ended)
@@ -484,7 +535,7 @@ class RabbitMQConsumer:
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         self.check()
         deliveries = {outcome.delivery for outcome in outcomes}
-        strangers = deliveries - self.out
+        strangers = {delivery for delivery in deliveries if delivery not in self.out}
         if len(deliveries) < len(outcomes) or not strangers <= set(self.taken_back):
             raise ValueError("a delivery is settled once, by the consumer that received it")
         self.out -= deliveries
@@ -626,25 +677,40 @@ class RabbitMQConsumer:
             lane.settle_through()
 
 
-def lend_for_a_look(link: Link, queue: str, count: int) -> list[Delivery]:
-    """Up to `count` messages, handed back at once in the order in which they came."""
+def lend_for_a_look(link: Link, queue: str, count: int, more: Callable[[], int]) -> list[Delivery]:
+    """Up to `count` messages, handed back at the end in the order in which they came.
+
+    `more` is asked how many are ready when none comes: what others took meanwhile is not waited
+    for. Raises LookCutShort if there are some and they do not come.
+    """
     seen: list[Delivery] = []
 
     def note(delivery: Delivery, *, counted: bool) -> None:
         seen.append(delivery)
 
-    lane = Lane(link, Survey(queue, link.abilities, None), count, note)
-    arrived = time.monotonic()
-    while len(seen) < count and lane.ended is None and time.monotonic() - arrived < LOOK_PATIENCE:
+    lane = Lane(link, Survey(queue, link.abilities, None), 0 if count > MOST_LENT else count, note)
+    arrived = asked = time.monotonic()
+    missing = 0
+    while len(seen) < count and lane.ended is None:
         before = len(seen)
         if link.wire.wait_readable(0.05):
             link.wire.read()
+        now = time.monotonic()
         if len(seen) > before:
-            arrived = time.monotonic()
+            arrived = asked = now
+            lane.succeed()
+        elif now - asked > LOOK_PATIENCE:
+            missing = min(count - len(seen), more())
+            asked = time.monotonic()
+            if not missing or asked - arrived > LOOK_SLOWLY:
+                break
     lane.stop()
     link.wire.write(lane.give_back(list(lane.held)))
     lane.close()
-    return [replace(delivery, receipt=None) for delivery in seen[:count]]
+    shown = [replace(delivery, receipt=None) for delivery in seen[:count]]
+    if missing or lane.ended is not None:
+        raise LookCutShort(queue, len(shown), len(shown) + max(missing, 1), shown)
+    return shown
 
 
 def returns_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:

@@ -23,6 +23,7 @@ from workqueue.errors import (
     QueueMismatch,
     QueueNotFound,
     Unsupported,
+    WorkqueueError,
 )
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
@@ -58,8 +59,10 @@ from workqueue.transports.rabbitmq.topology import (
 )
 
 if TYPE_CHECKING:
+    from workqueue.transports.rabbitmq.bindings import Binding
     from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
     from workqueue.transports.rabbitmq.management import Management
+    from workqueue.transports.rabbitmq.migration import Migration
 
 log = logging.getLogger("workqueue.rabbitmq")
 
@@ -90,9 +93,9 @@ class RabbitMQTransport:
         self.warned_lock = threading.Lock()
 
     @contextmanager
-    def link(self, role: str) -> Iterator[Link]:
+    def link(self, role: str, heartbeat: float = 0.0) -> Iterator[Link]:
         """A connection for a few questions; refusals that nobody expected become ours."""
-        link = Link(self.address, role)
+        link = Link(self.address, role, heartbeat=heartbeat)
         try:
             with translated(), unexpected_refusals():
                 yield link
@@ -284,31 +287,77 @@ class RabbitMQTransport:
             try:
                 ready, _ = count(link, queue)
                 check_type(queue, find_type(link, queue))
+                if not ready or limit <= 0:
+                    return []
                 wanted = min(limit, ready)
                 with translated():
-                    return lend_for_a_look(link, queue, wanted) if wanted > 0 else []
+                    return lend_for_a_look(link, queue, wanted, lambda: count(link, queue)[0])
             except BrokerFailed as failure:
                 if limit > 1:
                     failure.command = f"workqueue peek {shlex.quote(queue)} -n {limit // 2}"
                 raise
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        migration = None
+        try:
+            with self.link("migrate", heartbeat=self.address.heartbeat) as link:
+                migration = self.migration(link, spec, say, force=force)
+                if not migration.unfinished and not exists(link, spec.name):
+                    raise QueueNotFound(spec.name)
+                self.delays.forget()
+                return migration.run()
+        except (WorkqueueError, KeyboardInterrupt) as error:
+            if migration is not None and migration.begun:
+                self.undo_migration(spec, say, error)
+            raise
+
+    def undo_migration(
+        self, spec: QueueSpec, say: Callable[[str], None], error: BaseException
+    ) -> None:
+        """Over a connection of its own: the failed one may be gone."""
+        try:
+            with self.link("migrate", heartbeat=self.address.heartbeat) as link:
+                self.migration(link, spec, say, force=True).undo()
+        except WorkqueueError as failed:
+            if str(failed) != str(error):
+                say(f"the migration of {spec.name} was not undone: {failed}")
+            if isinstance(error, WorkqueueError) and not error.hint:
+                error.hint = "Nothing is lost: call this again, and it goes on where it stopped."
+
+    def migration(
+        self, link: Link, spec: QueueSpec, say: Callable[[str], None], *, force: bool
+    ) -> Migration:
         from workqueue.transports.rabbitmq.migration import Migration, Steps
 
-        with self.link("migrate") as link:
-            steps = Steps(
-                differs=lambda: self.differs(link, spec),
-                make=lambda: self.make(link, spec),
-                route=lambda target: self.route(link, spec.name, target),
-                unroute=lambda target: self.unroute(link, spec.name, target),
-                settle=settle,
-            )
-            migration = Migration(link, spec.name, steps, say, force=force)
-            if exists(link, spec.name):
-                check_type(spec.name, find_type(link, spec.name))
-            elif not migration.unfinished:
-                raise QueueNotFound(spec.name)
-            return migration.run()
+        name = spec.name
+        guess = queue_arguments(spec)
+        before = None
+        if exists(link, name):
+            found = survey(link, name, guess)
+            check_type(name, found.type)
+            before = found.arguments
+        steps = Steps(
+            differs=lambda: self.differs(link, spec),
+            make=lambda: self.make(link, spec),
+            remake=lambda: self.remake(link, name, before),
+            make_dead=lambda: self.make_dead(link, name),
+            route=lambda target: self.route(link, name, target),
+            unroute=lambda target: self.unroute(link, name, target),
+            settle=settle,
+            knows_bindings=self.management is not None,
+        )
+        return Migration(link, name, steps, say, force=force, user=self.address.user)
+
+    def remake(self, link: Link, queue: str, arguments: dict[str, Any] | None) -> None:
+        """As it was, where that could be found out."""
+        if arguments is not None:
+            declare(link, queue, arguments)
+            settle()
+
+    def make_dead(self, link: Link, queue: str) -> None:
+        if self.ensure_dead(link, queue + DEAD_SUFFIX):
+            self.bind(link, queue + DEAD_SUFFIX)
+            settle()
 
     def differs(self, link: Link, spec: QueueSpec) -> bool:
         try:
@@ -324,6 +373,8 @@ class RabbitMQTransport:
         if self.delays_are_known(link):
             channel.queue_bind(target, DUE, delivery_key(queue))
         channel.close()
+        for binding in self.bindings_of_others(link, queue):
+            binding.bind(link, target)
 
     def unroute(self, link: Link, queue: str, target: str) -> None:
         """And not any more. A binding or a queue that is not there is no error to RabbitMQ."""
@@ -332,6 +383,17 @@ class RabbitMQTransport:
         if self.delays_are_known(link):
             channel.queue_unbind(target, DUE, delivery_key(queue))
         channel.close()
+        for binding in self.bindings_of_others(link, queue):
+            binding.unbind(link, target)
+
+    def bindings_of_others(self, link: Link, queue: str) -> list[Binding]:
+        """As far as the management API is there to tell them."""
+        from workqueue.transports.rabbitmq.bindings import bindings_of_others
+        from workqueue.transports.rabbitmq.migration import HOLDING_SUFFIX
+
+        if self.management is None:
+            return []
+        return bindings_of_others(link, self.management, queue, queue + HOLDING_SUFFIX)
 
     def delays_are_known(self, link: Link) -> bool:
         """Whether anything was ever delayed in this virtual host."""

@@ -23,6 +23,7 @@ from workqueue.errors import (
 )
 from workqueue.transport import DEAD_SUFFIX, Finding, check_name
 from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.bindings import others
 from workqueue.transports.rabbitmq.delays import is_there
 from workqueue.transports.rabbitmq.gate import MARKER_SUFFIX, is_migrating
 from workqueue.transports.rabbitmq.ladder import (
@@ -61,7 +62,8 @@ MOST_ABSENT = 6
 for: three levels."""
 
 UNKNOWN = "not known without the management API"
-ASK = "workqueue doctor --management-url http://user:password@host:15672"
+MANAGEMENT_OPTION = "--management-url http://user:password@host:15672"
+ASK = f"workqueue doctor {MANAGEMENT_OPTION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +343,8 @@ class Examination:
                 command=ASK,
             )
         else:
-            yield from self.passing(name, known)
-            yield from judge_queue(found, policy)
+            for finding in (*self.passing(name, known), *judge_queue(found, policy)):
+                yield self.with_management(finding)
         yield from self.bindings(name)
         yield judge_timeout(found, policy if known else None, task_timeout)
         if not name.endswith(DEAD_SUFFIX):
@@ -368,12 +370,26 @@ class Examination:
                 command=f"workqueue migrate {name} --type quorum",
             )
 
+    def with_management(self, finding: Finding) -> Finding:
+        """Only with the management API can a migration keep the bindings that others made."""
+        if self.management is None and finding.command.startswith("workqueue migrate "):
+            return replace(finding, command=f"{finding.command} {MANAGEMENT_OPTION}")
+        return finding
+
     def bindings(self, name: str) -> Iterator[Finding]:
         """Our senders reach a queue through our exchange."""
         if self.management is None or self.known is None:
             return
         path = f"queues/{self.management.vhost}/{quote(name, safe='')}/bindings"
-        bound = {(row.get("source"), row.get("routing_key")) for row in self.management.get(path)}
+        listed = self.management.get(path)
+        if sources := sorted({binding.source for binding in others(listed, name)}):
+            yield Finding(
+                state="ok",
+                check="queue",
+                queue=name,
+                found=f"others bound it to {', '.join(sources)}, and migrate binds it again",
+            )
+        bound = {(row.get("source"), row.get("routing_key")) for row in listed}
         if (EXCHANGE, name) not in bound:
             yield Finding(
                 state="warn",

@@ -128,6 +128,18 @@ def dead_arguments() -> dict[str, Any]:
     return {"x-queue-type": "quorum", "x-delivery-limit": DEAD_DELIVERY_LIMIT}
 
 
+def holding_arguments(dead: str) -> dict[str, Any]:
+    """The arguments of the queue that holds a work queue's messages while it is migrated: nothing
+    is dropped from it, and what expires in it is a dead letter, in the queue `dead`."""
+    return {
+        **dead_arguments(),
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
 class Inequivalent(msgspec.Struct, frozen=True):
     """One argument that differs, as RabbitMQ's refusal of a declaration tells it."""
 

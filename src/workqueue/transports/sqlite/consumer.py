@@ -8,9 +8,10 @@ import os
 import select
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import MutableSet, Sequence
 from contextlib import suppress
 from typing import NoReturn
+from weakref import WeakSet
 
 from workqueue.errors import (
     ConsumerLost,
@@ -64,7 +65,9 @@ class SQLiteConsumer:
     def __init__(self, address: Address, queue: str, prefetch: int) -> None:
         self.queue = queue
         self.prefetch = prefetch
-        self.out: set[Delivery] = set()
+        # Without a prefetch only what its receiver still keeps: it may be all of a long queue.
+        self.out: MutableSet[Delivery] = set() if prefetch else WeakSet()
+        self.lent = 0
         self.owed: list[Outcome] = []
         self.lost: set[Delivery] = set()
         self.paused = False
@@ -91,7 +94,7 @@ class SQLiteConsumer:
 
     @property
     def unsettled(self) -> int:
-        return len(self.out) + len(self.owed)
+        return self.lent + len(self.owed)
 
     @property
     def hindered(self) -> str | None:
@@ -186,7 +189,8 @@ class SQLiteConsumer:
                 return []
             rows = store.claim(connection, self.queue_id, self.life.id, room, time.time())
         taken = [lend(row, self.queue) for row in rows]
-        self.out.update(taken)
+        self.out |= set(taken)
+        self.lent += len(taken)
         self.plenty = len(taken) == room
         self.trouble = ""
         if taken:
@@ -207,7 +211,9 @@ class SQLiteConsumer:
         known = all(delivery in self.out or delivery in self.lost for delivery in deliveries)
         if len(deliveries) < len(outcomes) or not known:
             raise ValueError("a delivery is settled once, by the consumer that received it")
-        self.owed += [outcome for outcome in outcomes if outcome.delivery in self.out]
+        settled = [outcome for outcome in outcomes if outcome.delivery in self.out]
+        self.owed += settled
+        self.lent -= len(settled)
         self.out -= deliveries
         try:
             self.settle_owed()
@@ -288,7 +294,7 @@ class SQLiteConsumer:
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
         self.database.close()
-        self.out.clear()
+        self.forget_out()
         self.owed.clear()
         self.ended = CLOSED
 
@@ -300,10 +306,14 @@ class SQLiteConsumer:
 
     def end(self, reason: str | StorageError) -> NoReturn:
         self.ended = str(reason)
-        self.out.clear()
+        self.forget_out()
         self.owed.clear()
         self.lost.clear()
         raise ConsumerLost(self.ended) from (reason if isinstance(reason, StorageError) else None)
+
+    def forget_out(self) -> None:
+        self.out.clear()
+        self.lent = 0
 
     def is_known(self) -> bool:
         """Whether the database still lists us. If not, somebody took us for dead, for instance
@@ -315,8 +325,8 @@ class SQLiteConsumer:
         if not found:
             self.end(f"queue {self.queue} was deleted")
         if found[0][0] is None:
-            self.lost |= self.out | {outcome.delivery for outcome in self.owed}
-            self.out.clear()
+            self.lost.update(self.out, (outcome.delivery for outcome in self.owed))
+            self.forget_out()
             self.life.release()
         return found[0][0] is not None
 
