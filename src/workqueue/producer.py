@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -25,6 +24,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
+from workqueue.forks import renew_after_fork
 from workqueue.message import (
     DEFAULT_PRIORITY,
     EXPIRES_AT,
@@ -97,13 +97,13 @@ class Producer:
         self.connect_timeout = min(connect_timeout, timeout)
         self.way = around_sending(load_middleware(middleware), queue.name, self.hand_over)
         self.start_afresh()
+        renew_after_fork(self.start_afresh)
 
     def start_afresh(self) -> None:
         """No connection, and nobody sending: at the beginning, and in a forked child.
 
         A child that went on with its parent's connection would write into the parent's stream.
         """
-        self.pid = os.getpid()
         self.publisher: Publisher | None = None
         self.reached = False
         self.declared = not self.queue.spec.asks
@@ -176,8 +176,6 @@ class Producer:
 
     def hand_over(self, messages: Sequence[Message]) -> None:
         """What is left of the way once all middleware had its turn."""
-        if os.getpid() != self.pid:
-            self.start_afresh()
         parcel = Parcel(messages)
         try:
             self.line.wait(parcel)
@@ -288,13 +286,12 @@ class Producer:
 
     def close(self) -> None:
         """Hang up; safe to call twice. A later `send` connects again."""
-        if os.getpid() == self.pid:
-            nothing = Parcel(())
-            try:
-                self.line.wait(nothing)
-                self.hang_up()
-            finally:
-                self.line.leave(nothing)
+        nothing = Parcel(())
+        try:
+            self.line.wait(nothing)
+            self.hang_up()
+        finally:
+            self.line.leave(nothing)
 
     def __enter__(self) -> Self:
         return self

@@ -31,6 +31,7 @@ from workqueue.errors import (
     StorageError,
     Unsupported,
 )
+from workqueue.forks import Condition
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
@@ -258,7 +259,7 @@ class Shift:
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
         self.draining_since: float | None = None
-        self.alarm = threading.Condition()  # a signal may ring it while we have its lock
+        self.alarm = Condition()  # a signal may ring it while we have its lock
 
     # -- told from outside
 

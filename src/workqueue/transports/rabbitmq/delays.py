@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
 from workqueue.errors import QueueNotFound
+from workqueue.forks import Lock
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
@@ -32,7 +32,7 @@ class Delays:
 
     def __init__(self, settle: Callable[[], None]) -> None:
         self.settle = settle
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.tops: dict[str, int] = {}
         self.bound: dict[str, float] = {}
 

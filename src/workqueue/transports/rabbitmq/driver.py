@@ -7,7 +7,6 @@ else spend most of its time on a worker's half of the driver.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from workqueue.errors import (
     QueueNotFound,
     Unsupported,
 )
+from workqueue.forks import Lock
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq.address import Address, parse
@@ -79,7 +79,7 @@ class RabbitMQTransport:
         self.delays = Delays(settle)
         self.priorities = Priorities()
         self.warned: set[str] = set()
-        self.warned_lock = threading.Lock()
+        self.warned_lock = Lock()
 
     @contextmanager
     def link(self, role: str) -> Iterator[Link]:
