@@ -7,26 +7,33 @@ these. The data behind it must be usable at any moment: its holder may have been
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-renewals: set[weakref.WeakMethod[Callable[[], None]]] = set()
+from workqueue.deadline import left
+
+BRIEF = 0.1
+"""Seconds for which a lock is waited for even when no time is left: hardly any is held longer."""
+
+Owner = TypeVar("Owner")
+
+renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 
 
-def renew_after_fork(renew: Callable[[], None]) -> None:
-    """Call the method `renew` in each forked child, before anything else runs there, for as long
-    as its object exists. It must neither block nor raise."""
-    renewals.add(weakref.WeakMethod(renew, renewals.discard))
+def renew_after_fork(owner: Owner, renew: Callable[[Owner], None]) -> None:
+    """Call `renew(owner)` in each forked child, before anything else runs there, for as long as
+    `owner` exists. It must neither block nor raise."""
+    renewals[owner] = renew
 
 
 def renew_all() -> None:
-    for reference in list(renewals):
-        if (renew := reference()) is not None:
-            renew()
+    for owner, renew in list(renewals.items()):
+        renew(owner)
 
 
 os.register_at_fork(after_in_child=renew_all)
@@ -39,13 +46,16 @@ class Lock:
 
     def __init__(self) -> None:
         self.renew()
-        renew_after_fork(self.renew)
+        renew_after_fork(self, type(self).renew)
 
     def renew(self) -> None:
         self.lock = self.make()
 
     def __enter__(self) -> None:
-        self.lock.acquire()
+        """Raises TimeoutError when the deadline passes first, and the lock is held for long."""
+        patience = max(left(), BRIEF)
+        if not self.lock.acquire(timeout=-1 if patience == math.inf else patience):
+            raise TimeoutError("another thread of this process is still busy with it")
 
     def __exit__(
         self,
@@ -67,7 +77,7 @@ class Condition(threading.Condition):
 
     def __init__(self) -> None:
         super().__init__()
-        renew_after_fork(self.renew)
+        renew_after_fork(self, type(self).renew)
 
     def renew(self) -> None:
         super().__init__()

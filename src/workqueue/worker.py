@@ -20,6 +20,7 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Literal
 
+from workqueue.deadline import within
 from workqueue.errors import (
     AccessRefused,
     ConfigError,
@@ -311,7 +312,8 @@ class Shift:
                 self.keep_time()
                 try:
                     if self.consumer is not None:
-                        self.turn(self.consumer)
+                        with within(self.time_left()):
+                            self.turn(self.consumer)
                     elif self.all_slots_lost():
                         self.nap(LOOK_EVERY)
                     else:
@@ -321,6 +323,14 @@ class Shift:
             return self.tally
         finally:
             self.leave()
+
+    def time_left(self) -> float:
+        """Seconds that the broker may take for an answer: no more, once told to stop, than until
+        all must have ended."""
+        if not self.stops:
+            return math.inf
+        waited = time.monotonic() - self.draining_since if self.draining_since else 0.0
+        return self.worker.grace + FINISHING_TIME - waited
 
     def keep_time(self) -> None:
         """`clock` is the time as this thread saw it pass: on a machine with too much to do it is

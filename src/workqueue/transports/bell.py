@@ -16,7 +16,7 @@ class Bell:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        renew_after_fork(self.leave_to_parent)
+        renew_after_fork(self, Bell.leave_to_parent)
         self.rung = False
         self.reader, self.writer = os.pipe()
 

@@ -163,13 +163,7 @@ def test_the_password_is_in_no_error_of_a_transport() -> None:
 
 def test_tls_checks_the_host_name() -> None:
     """The certificate is for the host that was asked for, or for the name that was given."""
-    assert parse("amqp://h").ssl_options("h") is None
-    options = parse("amqps://h").ssl_options("h")
-    assert options is not None
-    assert options["server_hostname"] == "h"
-    named = parse("amqps://[::1]?server_name_indication=broker").ssl_options("[::1]")
-    assert named is not None
-    assert named["server_hostname"] == "broker"
-    bare = parse("amqps://[::1]").ssl_options("[::1]")
-    assert bare is not None
-    assert bare["server_hostname"] == "::1"
+    assert parse("amqps://h").certified_name("h") == "h"
+    named = parse("amqps://[::1]?server_name_indication=broker")
+    assert named.certified_name("[::1]") == "broker"
+    assert parse("amqps://[::1]").certified_name("[::1]") == "::1"

@@ -47,16 +47,9 @@ class Address:
     keyfile: str | None = None
     server_name: str | None = None
 
-    def ssl_options(self, host: str) -> dict[str, Any] | None:
-        """For py-amqp; None without TLS. The name in the certificate is always checked."""
-        if not self.tls:
-            return None
-        return {
-            "server_hostname": self.server_name or host.strip("[]"),
-            "ca_certs": self.cacertfile,
-            "certfile": self.certfile,
-            "keyfile": self.keyfile,
-        }
+    def certified_name(self, host: str) -> str:
+        """What the certificate of `host` must name; it is always checked."""
+        return self.server_name or host.strip("[]")
 
 
 def parse(url: str) -> Address:

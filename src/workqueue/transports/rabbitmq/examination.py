@@ -101,7 +101,7 @@ class Examination:
         except AccessRefused as error:
             if isinstance(error.__cause__, ssl.SSLError):
                 ca = f" -CAfile {self.address.cacertfile}" if self.address.cacertfile else ""
-                name = self.address.server_name or host.strip("[]")
+                name = self.address.certified_name(host)
                 command = f"openssl s_client -connect {where} -servername {name}{ca} </dev/null"
                 return Finding(state="fail", check="tls", found=str(error), command=command), None
             command = "export WORKQUEUE_URL=amqp://user:password@host/vhost"
