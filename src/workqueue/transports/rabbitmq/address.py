@@ -34,7 +34,12 @@ HINT = "Write amqp://user:password@host:5672/vhost, with @ : / # in a password a
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where brokers are and how to log in. `hosts` are alternatives; `repr` keeps the password."""
+    """Where brokers are and how to log in. `hosts` are alternatives; `repr` keeps the password.
+
+    `external`: the client certificate is the login, if the broker lets it be (SASL EXTERNAL), and
+    `user` and `password` are for one that does not. Source: RabbitMQ documentation, "Authentication
+    with x509 certificates".
+    """
 
     hosts: tuple[tuple[str, int], ...]
     user: str = "guest"
@@ -46,6 +51,7 @@ class Address:
     certfile: str | None = None
     keyfile: str | None = None
     server_name: str | None = None
+    external: bool = field(default=False, compare=False)
 
     def certified_name(self, host: str) -> str:
         """What the certificate of `host` must name; it is always checked."""
@@ -59,6 +65,7 @@ def parse(url: str) -> Address:
         raise bad("has a part that does not belong there")
     scheme = shape["scheme"].lower()
     user, password = login(shape["login"])
+    chosen = options(shape["query"] or "", tls=scheme == "amqps")
     hosts = tuple(host(text, PORTS[scheme]) for text in shape["hosts"].split(","))
     vhost = shape["vhost"] or "%2F"
     if "/" in vhost:
@@ -69,7 +76,8 @@ def parse(url: str) -> Address:
         password=password,
         vhost=decoded(vhost),
         tls=scheme == "amqps",
-        **options(shape["query"] or "", tls=scheme == "amqps"),
+        external=shape["login"] is None and "certfile" in chosen,
+        **chosen,
     )
 
 

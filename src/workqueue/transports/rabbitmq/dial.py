@@ -6,9 +6,11 @@ a name look-up any time at all. Here all of it together takes what the deadline 
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import select
+import shlex
 import socket
 import ssl
 import stat
@@ -20,8 +22,10 @@ from typing import Any, NoReturn
 from amqp.transport import SSLTransport, TCPTransport
 
 from workqueue.deadline import left
-from workqueue.errors import ConfigError
+from workqueue.errors import AccessRefused, ConfigError
 from workqueue.transports.rabbitmq.address import Address
+
+log = logging.getLogger("workqueue.rabbitmq")
 
 Found = list[tuple[Any, Any, int, str, Any]]
 """What `socket.getaddrinfo` gives."""
@@ -123,19 +127,53 @@ def shake_hands(sock: ssl.SSLSocket) -> None:
             raise TimeoutError("the TLS handshake takes too long")
 
 
+# -- certificates and keys ---------------------------------------------------------------------
+
+
+class UnusableFile(AccessRefused):
+    """A file that the URL names does not hold what it should; `command` shows what it holds."""
+
+    def __init__(self, message: str, command: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.command = command
+
+
+class Encrypted(Exception):
+    """A key wants a pass phrase."""
+
+
+loaded: dict[tuple[str | None, ...], ssl.SSLContext] = {}
+"""By the names of their files. Certificates are replaced while a worker runs, and not always in
+one go: a connection that is made in between goes on with what was there before."""
+
+
 def tls_context(address: Address) -> ssl.SSLContext:
-    """What the files that the URL names are good for. Raises ConfigError, naming the file."""
+    """What the files that the URL names are good for, at the moment or when they were last good.
+
+    Raises ConfigError for one that cannot be read, UnusableFile for one with something else in it.
+    """
+    files = (address.cacertfile, address.certfile, address.keyfile)
+    try:
+        loaded[files] = load(*files)
+    except (ConfigError, UnusableFile) as error:
+        if files not in loaded:
+            raise
+        log.warning("%s: going on with the one before", error)
+    return loaded[files]
+
+
+def load(cacertfile: str | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if address.cacertfile is None:
+    if cacertfile is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
-        check_file("cacertfile", address.cacertfile)
+        check_file("cacertfile", cacertfile)
         try:
-            context.load_verify_locations(address.cacertfile)
-        except ssl.SSLError:
-            raise no_certificate("cacertfile", address.cacertfile) from None
-    if address.certfile is not None:
-        load_own(context, address.certfile, address.keyfile)
+            context.load_verify_locations(cacertfile)
+        except ssl.SSLError as error:
+            raise no_certificate("cacertfile", cacertfile) from error
+    if certfile is not None:
+        load_own(context, certfile, keyfile)
     return context
 
 
@@ -147,22 +185,28 @@ def load_own(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> Non
 
     def refuse() -> NoReturn:
         # Without this, OpenSSL would ask for the pass phrase on the terminal, and wait.
-        raise ConfigError(
-            f"the key in {option}={key} is encrypted, and nobody is asked for its pass phrase",
-            hint=f"Decrypt it for this user: openssl pkey -in {key} -out FILE, with mode 0600.",
-        )
+        raise Encrypted
 
+    show_key = f"openssl pkey -in {shlex.quote(key)}"
     try:
         context.load_cert_chain(certfile, keyfile, password=refuse)
+    except Encrypted:
+        raise UnusableFile(
+            f"the key in {option}={key} is encrypted, and nobody is asked for its pass phrase",
+            f"{show_key} -out {shlex.quote(key)}.plain",
+            hint="Name a file with the plain key, which only this user may read (mode 0600).",
+        ) from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            told = f"the key in {option}={key} does not belong to certfile={certfile}"
-            raise ConfigError(told, hint="Name the two files that were made together.") from None
+            told = f"the key in {option}={key} does not belong to the certificate in {certfile}"
+            raise UnusableFile(told, f"{show_key} -pubout") from error
         if b"PRIVATE KEY-----" in Path(key).read_bytes():
-            raise no_certificate("certfile", certfile) from None
-        raise ConfigError(
-            f"{option}={key} holds no private key in PEM", hint="Name the key's file: &keyfile=FILE"
-        ) from None
+            raise no_certificate("certfile", certfile) from error
+        raise UnusableFile(
+            f"{option}={key} holds no private key in PEM",
+            f"{show_key} -noout",
+            hint="Name the file of the certificate's key: &keyfile=FILE",
+        ) from error
 
 
 def check_file(option: str, file: str) -> None:
@@ -179,8 +223,9 @@ def check_file(option: str, file: str) -> None:
     raise ConfigError(f"the RabbitMQ URL names {option}={file}, which {reason}")
 
 
-def no_certificate(option: str, file: str) -> ConfigError:
-    return ConfigError(
+def no_certificate(option: str, file: str) -> UnusableFile:
+    return UnusableFile(
         f"{option}={file} holds no certificate in PEM",
+        f"openssl x509 -in {shlex.quote(file)} -noout -subject",
         hint="Such a file has a line -----BEGIN CERTIFICATE-----.",
     )

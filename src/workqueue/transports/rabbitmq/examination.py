@@ -23,6 +23,7 @@ from workqueue.errors import (
 )
 from workqueue.transport import DEAD_SUFFIX, Finding, check_name
 from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.dial import UnusableFile
 from workqueue.transports.rabbitmq.ladder import is_level
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.management import Management
@@ -96,8 +97,9 @@ class Examination:
         began = time.monotonic()
         try:
             link = Link(replace(self.address, hosts=((host, port),)), "doctor")
-        except ConfigError as error:
-            return Finding(state="fail", check="tls", found=str(error)), None
+        except (ConfigError, UnusableFile) as error:
+            found = Finding(state="fail", check="tls", found=str(error), command=error.command)
+            return found, None
         except AccessRefused as error:
             if isinstance(error.__cause__, ssl.SSLError):
                 ca = f" -CAfile {self.address.cacertfile}" if self.address.cacertfile else ""

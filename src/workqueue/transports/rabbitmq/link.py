@@ -24,6 +24,7 @@ from typing import Any
 
 import amqp
 import kombu
+from amqp import sasl
 from amqp.method_framing import frame_writer
 from amqp.spec import Channel as ChannelMethods
 from kombu.transport import pyamqp
@@ -324,6 +325,9 @@ def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire
     lost: ConnectionLost | None = None
     context = tls_context(address) if address.tls else None
     for number, (host, port) in enumerate(random.sample(address.hosts, len(address.hosts))):
+        if address.external:
+            by_password = sasl.PLAIN(address.user, address.password)
+            options["authentication"] = (sasl.EXTERNAL(), by_password)
         client = kombu.Connection(
             hostname=host,
             port=port,
@@ -380,6 +384,25 @@ CERTIFICATE_HINTS = {
 }
 """By OpenSSL's codes of verification (openssl-verification-options)."""
 
+SHOW_A_CERTIFICATE = "The broker may want a certificate of yours: amqps://host/?certfile=FILE&keyfile=FILE"
+SHOW_ANOTHER = "That is about your certificate: it must be of an authority that the broker trusts."
+ALERT_HINTS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": SHOW_A_CERTIFICATE,
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": SHOW_A_CERTIFICATE,
+    "TLSV1_ALERT_UNKNOWN_CA": SHOW_ANOTHER,
+    "TLSV1_ALERT_ACCESS_DENIED": SHOW_ANOTHER,
+    "SSLV3_ALERT_BAD_CERTIFICATE": SHOW_ANOTHER,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": SHOW_ANOTHER,
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": SHOW_ANOTHER,
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "Your certificate was revoked: name another one.",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "Your certificate must be renewed.",
+}
+"""By OpenSSL's names of what the broker answers (RFC 8446, section 6.2)."""
+
+NAME_THE_USER = (
+    "The certificate names the user, who must exist in RabbitMQ; or log in with user:password@"
+)
+
 
 class Translation:
     """Every foreign error becomes one of ours here, and nowhere else.
@@ -419,12 +442,14 @@ def translation(error: BaseException, where: str) -> WorkqueueError | None:
         case ssl.SSLError():
             reason = getattr(error, "verify_message", "") or error.reason or str(error)
             hint = CERTIFICATE_HINTS.get(getattr(error, "verify_code", 0), "")
+            hint = hint or ALERT_HINTS.get(error.reason or "", "")
             return AccessRefused(f"{where}: TLS failed: {reason}", hint=hint)
         case amqp.AccessRefused() | amqp.NotAllowed():
             text = str(error.reply_text)
             if "limit" in text:  # too many connections: another try may succeed
                 return ConnectionLost(f"{where}: {text}")
-            return AccessRefused(f"{where} refuses: {text}")
+            hint = NAME_THE_USER if "EXTERNAL" in text else ""
+            return AccessRefused(f"{where} refuses: {text}", hint=hint)
         case socket.gaierror():
             return ConnectionLost(f"cannot reach {where}: {error.strerror}")
         case OSError():
