@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,10 +12,14 @@ from workqueue.retry import RetryPolicy
 from workqueue.transport import QueueSpec, QueueType, Transport
 
 
-def connect(url: str | None = None, *, management_url: str | None = None) -> Broker:
+def connect(
+    url: str | Callable[[], str] | None = None, *, management_url: str | None = None
+) -> Broker:
     """The broker at `url`: `sqlite:///file.db`, `amqp://user:password@host/vhost`, `memory://`.
 
-    Without one it is `WORKQUEUE_URL`, or else a file in the user's state folder, made on first
+    A function that gives the URL is called at each connect to RabbitMQ, so that passwords can be
+    changed while a worker runs; while it raises, or gives what is no URL, the last one stays.
+    Without a URL it is `WORKQUEUE_URL`, or else a file in the user's state folder, made on first
     use. Nothing is connected until something is sent or worked on. `management_url` is that of
     RabbitMQ's management API, for figures that AMQP does not give.
 

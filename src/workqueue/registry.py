@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +34,24 @@ BUILT_IN = {
 GROUPS = (TRANSPORTS, MIDDLEWARE, "workqueue.commands")
 
 
-def open_transport(url: str, management_url: str | None = None) -> Transport:
+URL = str | Callable[[], str]
+"""A broker's URL, or a function that gives it as it is at the moment."""
+
+
+def open_transport(url: URL, management_url: str | None = None) -> Transport:
     """The transport for `url`; nothing is connected yet.
+
+    A function is called at each connect by a transport whose class says `reads_url_again = True`,
+    and once for any other.
 
     Raises UnknownScheme, saying what is installed; ConfigError for a URL that makes no sense or
     a plugin that cannot be loaded; Unsupported for a management URL where there is no such thing.
     """
-    scheme = scheme_of(url)
+    text = url() if callable(url) else url
+    scheme = scheme_of(text)
     factory = transport_class(scheme)
+    if not getattr(factory, "reads_url_again", False):
+        url = text
     if management_url is None:
         return factory(url)  # type: ignore[no-any-return]  # what a plugin returns is its promise
     if not scheme.startswith("amqp"):

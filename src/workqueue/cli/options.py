@@ -6,6 +6,7 @@ import gc
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,17 +49,19 @@ class Session(msgspec.Struct, frozen=True):
         """The broker's URL; None is the embedded file."""
         if self.url or self.url_file is None:
             return self.url or None
-        try:
-            url = self.url_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise ConfigError(f"cannot read the URL from {self.url_file}: {reason}") from error
-        if not url:
-            raise ConfigError(f"{self.url_file} is empty: there should be a URL in it")
-        return url
+        return read_url(self.url_file)
+
+    def url_source(self) -> registry.URL | None:
+        """The same for whoever connects more than once: from a file it is read each time."""
+        file = self.url_file
+        if self.url or file is None:
+            return self.url or None
+        with suppress(OSError):  # there may be no current folder
+            file = file.absolute()  # a handler may go to another one
+        return lambda: read_url(file)
 
     def connect(self) -> Broker:
-        url = self.find_url()
+        url, source = self.find_url(), self.url_source()
         if url is None:
             self.introduce_embedded_file()
         for flag in self.secrets_in_argv():
@@ -75,7 +78,7 @@ class Session(msgspec.Struct, frozen=True):
             )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
-        return connect(url, management_url=self.management_url if amqp else None)
+        return connect(source, management_url=self.management_url if amqp else None)
 
     def secrets_in_argv(self) -> list[str]:
         """The flags that show a password to whoever runs `ps`."""
@@ -94,6 +97,27 @@ class Session(msgspec.Struct, frozen=True):
     def say(self, text: str) -> None:
         if not self.quiet:
             say(text)
+
+
+read_once: dict[Path, str] = {}
+"""What came out of pipes, as in --url-file <(pass show rabbitmq): nothing comes a second time."""
+
+
+def read_url(file: Path) -> str:
+    """The URL in `file`. Raises ConfigError."""
+    if file in read_once:
+        return read_once[file]
+    try:
+        url = file.read_text().strip()
+        regular = file.is_file()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"cannot read the URL from {file}: {reason}") from error
+    if not url:
+        raise ConfigError(f"{file} is empty: there should be a URL in it")
+    if not regular:
+        read_once[file] = url
+    return url
 
 
 def password_in(url: str) -> bool:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workqueue import connect
 from workqueue.errors import ConfigError
-from workqueue.transports.rabbitmq.address import Address, parse
+from workqueue.transports.rabbitmq.address import Address, Source, parse
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_the_password_is_in_no_repr() -> None:
 
 def test_the_password_is_in_no_error_of_a_transport() -> None:
     """A broker that cannot be reached is named by host and port alone."""
-    from workqueue import ConnectionLost, connect
+    from workqueue import ConnectionLost
 
     with (
         connect("amqp://user:SECRET@127.0.0.1:1") as broker,
@@ -167,3 +168,83 @@ def test_tls_checks_the_host_name() -> None:
     named = parse("amqps://[::1]?server_name_indication=broker")
     assert named.certified_name("[::1]") == "broker"
     assert parse("amqps://[::1]").certified_name("[::1]") == "::1"
+
+
+# -- a URL that changes ------------------------------------------------------------------------
+
+
+class Text:
+    """What a file with a URL in it holds; an exception is what reading it raises."""
+
+    def __init__(self, content: str | Exception) -> None:
+        self.content = content
+        self.moves = 0
+
+    def read(self) -> str:
+        if isinstance(self.content, Exception):
+            raise self.content
+        return self.content
+
+    def moved(self) -> None:
+        self.moves += 1
+
+
+def test_a_new_password_is_seen_at_the_next_connect() -> None:
+    """It is the same broker, of which all that is known stays known."""
+    text = Text("amqp://ada:old@h/v")
+    source = Source(text.read, text.moved)
+    assert source.now().password == "old"
+    text.content = "amqps://ada:new@h/v?heartbeat=5"
+    assert (source.now().password, source.now().heartbeat) == ("new", 5.0)
+    assert text.moves == 1  # another port, by its scheme
+    text.content = "amqps://bob:new@h/v"
+    assert source.now().user == "bob"
+    assert text.moves == 1
+
+
+@pytest.mark.parametrize("url", ["amqp://ada:new@other/v", "amqp://ada:new@h/w"])
+def test_another_broker_is_not_known_yet(url: str) -> None:
+    """What was seen on the first is not there on the second."""
+    text = Text("amqp://ada:new@h/v")
+    source = Source(text.read, text.moved)
+    text.content = url
+    source.now()
+    source.now()
+    assert text.moves == 1
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["", "amqp://ada:SECR", "nonsense SECR", "sqlite:///x", ConfigError("gone"), OSError("SECR")],
+)
+def test_what_makes_no_sense_for_a_moment(
+    between: str | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is just being written: the last URL stays, which is said once, without it."""
+    text = Text("amqp://ada:old@h/v")
+    source = Source(text.read, text.moved)
+    text.content = between
+    for _ in range(3):
+        assert source.now().password == "old"
+    assert len(caplog.records) == 1
+    assert "SECR" not in caplog.text
+    text.content = "amqp://ada:new@h/v"
+    assert source.now().password == "new"
+    text.content = between
+    source.now()
+    assert len(caplog.records) == 2
+
+
+def test_a_first_url_must_make_sense() -> None:
+    """It was never any better."""
+    with pytest.raises(ConfigError):
+        Source(lambda: "amqp://", lambda: None)
+
+
+def test_connect_takes_a_function() -> None:
+    """RabbitMQ's transport calls it each time, the others once."""
+    urls = iter(["amqp://h/a", "amqp://h/b", "amqp://h/c"])
+    transport = connect(lambda: next(urls)).transport
+    assert transport.address.vhost == "c"  # type: ignore[attr-defined]
+    once = iter(["memory://once"])
+    connect(lambda: next(once)).queue("q").declare()

@@ -9,12 +9,16 @@ the password.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from workqueue.errors import ConfigError
+
+log = logging.getLogger("workqueue.rabbitmq")
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 DEFAULT_HEARTBEAT = 20.0
@@ -56,6 +60,40 @@ class Address:
     def certified_name(self, host: str) -> str:
         """What the certificate of `host` must name; it is always checked."""
         return self.server_name or host.strip("[]")
+
+
+class Source:
+    """The address as the URL says it at the moment: it is read at each connect, so that a new
+    password, or a broker that moved, needs no restart.
+
+    `read` gives the URL. What it gives first must make sense; later, while it raises or gives what
+    does not, the address stays as it was, and a line is logged. `moved` is called when another
+    broker or virtual host is named.
+    """
+
+    def __init__(self, read: Callable[[], str], moved: Callable[[], None]) -> None:
+        self.read = read
+        self.moved = moved
+        self.url = read()
+        self.address = parse(self.url)
+        self.problem = ""
+
+    def now(self) -> Address:
+        try:
+            url = self.read()
+            address = parse(url) if url != self.url else self.address
+        except Exception as error:  # noqa: BLE001 - the function may be a user's
+            # Of errors that are not ours the text may hold what was read.
+            told = str(error) if isinstance(error, ConfigError) else type(error).__name__
+            if told != self.problem:
+                self.problem = told
+                log.warning("the URL cannot be read again, the one before stays: %s", told)
+            return self.address
+        before, self.address = self.address, address
+        self.url, self.problem = url, ""
+        if (before.hosts, before.vhost) != (address.hosts, address.vhost):
+            self.moved()
+        return address
 
 
 def parse(url: str) -> Address:

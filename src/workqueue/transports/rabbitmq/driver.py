@@ -25,7 +25,7 @@ from workqueue.errors import (
 from workqueue.forks import Lock
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
-from workqueue.transports.rabbitmq.address import Address, parse
+from workqueue.transports.rabbitmq.address import Address, Source
 from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
@@ -73,16 +73,27 @@ def settle() -> None:
 class RabbitMQTransport:
     """See `workqueue.transport.Transport`. Holds no connection: each question opens one.
 
+    `url` may be a function that gives it: it is called at each connect (see `Source`).
     `management_url` is that of the management API, http[s]://user:password@host:15672.
     """
 
-    def __init__(self, url: str, *, management_url: str | None = None) -> None:
-        self.address = parse(url)
-        self.management = open_management(management_url, self.address)
+    reads_url_again = True  # see registry.open_transport
+
+    def __init__(
+        self, url: str | Callable[[], str], *, management_url: str | None = None
+    ) -> None:
         self.delays = Delays(settle)
+        read = url if callable(url) else lambda: url
+        self.source = Source(read, self.delays.forget)
+        self.management = open_management(management_url, self.source)
         self.priorities = Priorities()
         self.warned: set[str] = set()
         self.warned_lock = Lock()
+
+    @property
+    def address(self) -> Address:
+        """As the URL says it at the moment."""
+        return self.source.now()
 
     @contextmanager
     def link(self, role: str) -> Iterator[Link]:
@@ -171,7 +182,8 @@ class RabbitMQTransport:
         from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
         from workqueue.transports.rabbitmq.migration import check_not_migrating
 
-        link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
+        address = self.address
+        link = Link(address, f"worker of {queue}", heartbeat=address.heartbeat)
         try:
             with translated(), unexpected_refusals():
                 check_not_migrating(link, queue)
@@ -327,13 +339,13 @@ class RabbitMQTransport:
         """Nothing is held."""
 
 
-def open_management(url: str | None, address: Address) -> Management | None:
+def open_management(url: str | None, source: Source) -> Management | None:
     """The management API at `url`, if there is one."""
     if not url:
         return None
     from workqueue.transports.rabbitmq.management import Management
 
-    return Management(url, address)
+    return Management(url, source)
 
 
 def differences(
