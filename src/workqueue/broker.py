@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from workqueue import registry
+from workqueue.errors import StorageError
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy
 from workqueue.transport import QueueSpec, QueueType, Transport
@@ -26,10 +29,21 @@ def connect(
     Raises ConfigError or UnknownScheme.
     """
     if url is None:
+        if not os.environ.get("WORKQUEUE_URL"):
+            make_folder(registry.default_file())
         url = registry.default_url()
-        if url == f"sqlite:///{registry.default_file()}":
-            registry.default_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Broker(registry.open_transport(url, management_url))
+
+
+def make_folder(file: Path) -> None:
+    """That of the embedded `file` exists. Raises StorageError."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the folder {file.parent} of the embedded file cannot be made: {error.strerror}",
+            hint="Set XDG_STATE_HOME to a folder of this user, or WORKQUEUE_URL.",
+        ) from error
 
 
 class Broker:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from workqueue.errors import ConfigError, UnknownScheme, Unsupported, WorkqueueError
 from workqueue.transport import Transport
@@ -113,11 +114,49 @@ def names(group: str) -> list[str]:
 
 def default_url() -> str:
     """`WORKQUEUE_URL`, or else the embedded file in the user's state folder."""
-    return os.environ.get("WORKQUEUE_URL") or f"sqlite:///{default_file()}"
+    named = os.environ.get("WORKQUEUE_URL")
+    return named or f"sqlite:///{quote(os.fsencode(default_file()))}"
 
 
 def default_file() -> Path:
-    """`$XDG_STATE_HOME/workqueue/queue.db`, where two terminals in different folders meet."""
+    """`$XDG_STATE_HOME/workqueue/queue.db`, where two terminals in different folders meet.
+
+    Raises ConfigError for a user without a home.
+    """
+    if (file := own_file()) is None:
+        raise NoHome(
+            "no broker was named, and this user has no home for the embedded file",
+            hint="Set WORKQUEUE_URL, or XDG_STATE_HOME or HOME to the absolute path of a folder.",
+        )
+    return file
+
+
+class NoHome(ConfigError):
+    """There is no place for the embedded file."""
+
+    command = "export WORKQUEUE_URL=sqlite:////var/tmp/queue.db"
+
+
+def own_file() -> Path | None:
+    """The same, or None."""
     from platformdirs import user_state_path
 
-    return user_state_path("workqueue", appauthor=False) / "queue.db"
+    folder = own_folder(user_state_path)
+    return folder and folder / "queue.db"
+
+
+def own_folder(find: Callable[..., Path]) -> Path | None:
+    """What `find`, of platformdirs, finds for us; None for a user without a home."""
+    try:
+        folder = find("workqueue", appauthor=False)
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None
+
+
+def is_made(file: Path) -> bool:
+    """Whether the embedded file, or its folder, is there, as far as this user can see."""
+    try:
+        return file.exists()
+    except OSError:
+        return False

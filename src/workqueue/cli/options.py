@@ -18,6 +18,7 @@ from workqueue.broker import Broker, connect
 from workqueue.cli.output import say, show_log
 from workqueue.cli.plain import PlainCommand
 from workqueue.errors import ConfigError
+from workqueue.masking import has_secret
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -85,12 +86,12 @@ class Session(msgspec.Struct, frozen=True):
         return [
             f"--{name.replace('_', '-')}"
             for name, url in (("url", self.url), ("management_url", self.management_url))
-            if name in self.in_argv and url and password_in(url)
+            if name in self.in_argv and url and has_secret(url)
         ]
 
     def introduce_embedded_file(self) -> None:
         file = registry.default_file()
-        if not file.exists():
+        if not registry.is_made(file):
             self.say(f"no broker was named: using the embedded queue {file}")
             self.say("for RabbitMQ, set WORKQUEUE_URL=amqp://user:password@host/vhost")
 
@@ -118,11 +119,6 @@ def read_url(file: Path) -> str:
     if not regular:
         read_once[file] = url
     return url
-
-
-def password_in(url: str) -> bool:
-    """Also in what is not quite a URL: the password may be why it is not."""
-    return re.search(r"(?s)://[^@:]*:.+@|[?&][^=&]*(?:pass|secret|token)[^=&]*=.", url) is not None
 
 
 def common_options(

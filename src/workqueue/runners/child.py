@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 from struct import Struct
 from types import FrameType
 from typing import NoReturn
@@ -28,6 +27,7 @@ from workqueue.message import Delivery, Lost, Message
 from workqueue.middleware import Middleware, load_middleware
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.handler import (
+    current_folder,
     Function,
     function_of,
     handle,
@@ -217,7 +217,9 @@ def packed(policy: RetryPolicy | None) -> bytes:
 def own_files() -> list[str]:
     """The files of the imported modules that are the user's: below the current folder, and not
     installed."""
-    here = f"{Path.cwd()}{os.sep}"
+    here = f"{current_folder()}{os.sep}"
+    if here == os.sep:
+        return []
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return [
         file
