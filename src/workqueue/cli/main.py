@@ -219,6 +219,9 @@ def from_environment(error: Exception) -> WorkqueueError | None:
             return from_environment(OSError(errno.ENOMEM, ""))
         case RuntimeError() if "can't start new thread" in str(error):
             return from_environment(OSError(errno.EAGAIN, ""))
+        case UnicodeEncodeError(reason="surrogates not allowed"):
+            found = ConfigError("a word of the command line, or of the environment, is not UTF-8")
+            command = "locale"
         case OSError(errno=number) if number in OWN_LIMITS:
             told, command = OWN_LIMITS[number]
             found = ConfigError(f"{told}{naming(error)}")

@@ -213,6 +213,15 @@ class ProcessRunner:
     # -- the thread that owns the children
 
     def serve(self) -> None:
+        """Until told to close. A system that refuses what children need ends the worker."""
+        try:
+            self.serve_children()
+        except OSError as error:  # no descriptors, no processes, no memory
+            self.unusable = HandlerNotFound(f"no children can be kept: {error.strerror}")
+            self.started.set()
+            self.ring()
+
+    def serve_children(self) -> None:
         while True:
             for key, events in self.selector.select(self.patience()):
                 if key.fileobj is self.bell:
