@@ -3,7 +3,7 @@
     amqp[s]://[user[:password]@]host[:port][,host[:port]…][/vhost][?heartbeat=20&cacertfile=…]
 
 The forms are those of RabbitMQ's "URI specification" and "URI query parameters"; no virtual host
-is "/", as every client has it. A part of the URL is never repeated in an error: it may hold
+is "/", as every client has it, and so is "//" at the end, as Celery's users write it. A part of the URL is never repeated in an error: it may hold
 the password.
 """
 
@@ -105,14 +105,16 @@ def parse(url: str) -> Address:
     user, password = login(shape["login"])
     chosen = options(shape["query"] or "", tls=scheme == "amqps")
     hosts = tuple(host(text, PORTS[scheme]) for text in shape["hosts"].split(","))
-    vhost = shape["vhost"] or "%2F"
+    # One / more in front is the virtual host's own, as kombu has it: amqp://host// is "/".
+    path = shape["vhost"] or "/"
+    own, vhost = ("/", path[1:]) if path.startswith("/") else ("", path)
     if "/" in vhost:
         raise bad("has more than one part after the host; a / in a virtual host is written %2F")
     return Address(
         hosts=hosts,
         user=user,
         password=password,
-        vhost=decoded(vhost),
+        vhost=own + decoded(vhost),
         tls=scheme == "amqps",
         external=shape["login"] is None and "certfile" in chosen,
         **chosen,
