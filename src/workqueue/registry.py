@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRANSPORTS = "workqueue.transports"
 MIDDLEWARE = "workqueue.middleware"
+COMMANDS = "workqueue.commands"
 BUILT_IN = {
     "memory": "workqueue.transports.memory:MemoryTransport",
     "sqlite": "workqueue.transports.sqlite:SQLiteTransport",
@@ -32,7 +33,7 @@ BUILT_IN = {
 }
 """The entry points of this distribution's own transports."""
 
-GROUPS = (TRANSPORTS, MIDDLEWARE, "workqueue.commands")
+GROUPS = (TRANSPORTS, MIDDLEWARE, COMMANDS)
 
 
 URL = str | Callable[[], str]
