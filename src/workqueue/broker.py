@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+from weakref import WeakSet
 
 from workqueue import registry
 from workqueue.errors import StorageError
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy
 from workqueue.transport import QueueSpec, QueueType, Transport
+
+if TYPE_CHECKING:
+    from workqueue.producer import Producer
 
 
 def connect(
@@ -51,6 +56,7 @@ class Broker:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.producers: WeakSet[Producer] = WeakSet()
 
     def queue(
         self,
@@ -75,7 +81,12 @@ class Broker:
         return self.transport.queues()
 
     def close(self) -> None:
-        self.transport.close()
+        """Close the connections of all producers of its queues, those of tasks too. Safe to call
+        twice; who sends later connects again."""
+        with ExitStack() as stack:
+            stack.callback(self.transport.close)
+            for producer in list(self.producers):
+                stack.callback(producer.close)
 
     def __enter__(self) -> Self:
         return self

@@ -101,6 +101,7 @@ class Producer:
         self.way = around_sending(load_middleware(middleware), queue.name, self.hand_over)
         self.start_afresh()
         renew_after_fork(self, Producer.start_afresh)
+        queue.broker.producers.add(self)
 
     def start_afresh(self) -> None:
         """No connection, and nobody sending: at the beginning, and in a forked child.
