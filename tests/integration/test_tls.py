@@ -92,9 +92,7 @@ def desk(
     if broker.tls_port not in listening:
         good, expired = authority.certify("localhost", 60), authority.certify("expired.test", -1)
         mutual, ca = authority.certify("mutual.test", 60), pem_body(authority.certificate)
-        code = LISTEN.format(
-            key=authority.key, good=good, expired=expired, mutual=mutual, ca=ca
-        )
+        code = LISTEN.format(key=authority.key, good=good, expired=expired, mutual=mutual, ca=ca)
         broker.enable("rabbitmq_auth_mechanism_ssl")
         broker.rabbitmqctl("eval", code.replace("\n", " "))
         listening.add(broker.tls_port)

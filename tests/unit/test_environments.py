@@ -219,7 +219,7 @@ def run(command: tuple[str, ...], odd: Environment, folder: Path) -> subprocess.
         ["sh", "-c", f'{odd.before} exec "$@" {odd.redirect}', "sh", *words],
         cwd=folder,
         env=environment,
-        preexec_fn=limit if odd.limits else None,  # noqa: PLW1509 - no threads here
+        preexec_fn=limit if odd.limits else None,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=60,

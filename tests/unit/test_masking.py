@@ -27,9 +27,7 @@ def hidden(shown: str, secret: str) -> bool:
 @given(scheme=SCHEMES, user=LOGINS, host=HOSTS, end=ENDS, secret=SECRETS, quoted=st.booleans())
 @example(scheme="amqp://", user="u", host="h", end="", secret="S3@/?#:CR3T", quoted=False)
 @example(scheme="amqp://", user="u", host="", end="", secret="S3/CR3T", quoted=False)
-def test_passwords(
-    scheme: str, user: str, host: str, end: str, secret: str, quoted: bool
-) -> None:
+def test_passwords(scheme: str, user: str, host: str, end: str, secret: str, quoted: bool) -> None:
     """Written as they should be, or with characters that end a URL's part."""
     url = f"{scheme}{user}:{quote(secret, safe='') if quoted else secret}@{host}{end}"
     assert hidden(mask(url), secret)

@@ -60,7 +60,7 @@ def loaded(found: EntryPoint) -> Any:
         )
     command = typer.main.get_command(app)
     command.name = found.name
-    command.invoke = guarded(command.invoke, found)  # type: ignore[method-assign]
+    command.invoke = guarded(command.invoke, found)  # type: ignore[method-assign,assignment]
     return command
 
 

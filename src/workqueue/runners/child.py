@@ -27,8 +27,8 @@ from workqueue.message import Delivery, Lost, Message
 from workqueue.middleware import Middleware, load_middleware
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.handler import (
-    current_folder,
     Function,
+    current_folder,
     function_of,
     handle,
     load_handler,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import queue
 import select
@@ -36,6 +37,8 @@ from workqueue.runners.process import CLEANUP_TIME, how_it_died
 from workqueue.runners.runner import Ending, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
 
+log = logging.getLogger("workqueue.worker")
+
 EX_DATAERR = 65
 EX_TEMPFAIL = 75
 
@@ -51,6 +54,12 @@ background may hold stderr open for ever."""
 
 LOOK_EVERY = 0.02
 """Seconds between looks at a command where the kernel cannot tell of its end."""
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""What keeps any command from being started for a while: no fault of the message, no attempt."""
+
+SHORTAGE_DELAY = 5.0
+"""Seconds until such a message is handed out again."""
 
 
 class CommandRunner:
@@ -209,6 +218,9 @@ class CommandRunner:
                 told = f"it cannot be given to a command: {error}"
                 return Ending(delivery, Verdict.REJECTED, told)
             except OSError as error:
+                if error.errno in SHORTAGES:
+                    log.warning("no command can be started: %s", error.strerror)
+                    return Ending(delivery, Verdict.LATER, delay=SHORTAGE_DELAY)
                 # Too large for an environment (the headers): no other try can succeed.
                 verdict = Verdict.REJECTED if error.errno == errno.E2BIG else Verdict.FAILED
                 return Ending(delivery, verdict, f"the command did not start: {error.strerror}")

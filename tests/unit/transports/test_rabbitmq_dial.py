@@ -103,14 +103,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("making certificates takes the command openssl")
     folder = tmp_path_factory.mktemp("tls")
 
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, check=True)
+    def openssl(line: str) -> None:
+        subprocess.run(["openssl", *line.split()], cwd=folder, capture_output=True, check=True)
 
-    openssl(
-        *"req -x509 -newkey rsa:2048 -nodes -subj /CN=me -keyout key.pem -out cert.pem".split()
-    )
-    openssl(*"pkey -in key.pem -aes256 -passout pass:secret -out encrypted.pem".split())
-    openssl(*"genpkey -algorithm RSA -out other.pem".split())
+    openssl("req -x509 -newkey rsa:2048 -nodes -subj /CN=me -keyout key.pem -out cert.pem")
+    openssl("pkey -in key.pem -aes256 -passout pass:secret -out encrypted.pem")
+    openssl("genpkey -algorithm RSA -out other.pem")
     both = (folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes()
     (folder / "both.pem").write_bytes(both)
     (folder / "empty.pem").touch()

@@ -3,8 +3,8 @@
     amqp[s]://[user[:password]@]host[:port][,host[:port]…][/vhost][?heartbeat=20&cacertfile=…]
 
 The forms are those of RabbitMQ's "URI specification" and "URI query parameters"; no virtual host
-is "/", as every client has it, and so is "//" at the end, as Celery's users write it. A part of the URL is never repeated in an error: it may hold
-the password.
+is "/", as every client has it, and so is "//" at the end, as Celery's users write it. A part of the
+URL is never repeated in an error: it may hold the password.
 """
 
 from __future__ import annotations

@@ -79,9 +79,7 @@ class RabbitMQTransport:
 
     reads_url_again = True  # see registry.open_transport
 
-    def __init__(
-        self, url: str | Callable[[], str], *, management_url: str | None = None
-    ) -> None:
+    def __init__(self, url: str | Callable[[], str], *, management_url: str | None = None) -> None:
         self.delays = Delays(settle)
         read = url if callable(url) else lambda: url
         self.source = Source(read, self.delays.forget)

@@ -98,8 +98,8 @@ class Examination:
         try:
             link = Link(replace(self.address, hosts=((host, port),)), "doctor")
         except (ConfigError, UnusableFile) as error:
-            found = Finding(state="fail", check="tls", found=str(error), command=error.command)
-            return found, None
+            told, command = str(error), error.command
+            return Finding(state="fail", check="tls", found=told, command=command), None
         except AccessRefused as error:
             if isinstance(error.__cause__, ssl.SSLError):
                 ca = f" -CAfile {self.address.cacertfile}" if self.address.cacertfile else ""

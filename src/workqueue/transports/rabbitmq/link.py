@@ -384,7 +384,9 @@ CERTIFICATE_HINTS = {
 }
 """By OpenSSL's codes of verification (openssl-verification-options)."""
 
-SHOW_A_CERTIFICATE = "The broker may want a certificate of yours: amqps://host/?certfile=FILE&keyfile=FILE"
+SHOW_A_CERTIFICATE = (
+    "The broker may want a certificate of yours: amqps://host/?certfile=FILE&keyfile=FILE"
+)
 SHOW_ANOTHER = "That is about your certificate: it must be of an authority that the broker trusts."
 ALERT_HINTS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": SHOW_A_CERTIFICATE,
