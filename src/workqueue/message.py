@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
 
+from workqueue.forks import Lock
+
 Payload = TypeVar("Payload")
 
 DEFAULT_PRIORITY = 4
@@ -104,7 +106,7 @@ class Lost:
         return self.told or self.event.wait(timeout)
 
 
-making_events = threading.Lock()
+making_events = Lock()
 
 
 class Job(Struct, Generic[Payload], frozen=True, kw_only=True):

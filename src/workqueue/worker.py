@@ -23,6 +23,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from workqueue.caution import Caution
+from workqueue.deadline import within
 from workqueue.errors import (
     AccessRefused,
     BrokerFailed,
@@ -38,6 +39,7 @@ from workqueue.errors import (
     Unsupported,
     class_name,
 )
+from workqueue.forks import Condition
 from workqueue.logs import log
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
@@ -308,7 +310,7 @@ class Shift:
         self.draining_since: float | None = None
         self.finishing = Progress(FINISHING_TIME)
         self.placing = Progress(UNPLACED_TIME)
-        self.alarm = threading.Condition()  # a signal may ring it while we have its lock
+        self.alarm = Condition()  # a signal may ring it while we have its lock
 
     # -- told from outside
 
@@ -372,7 +374,8 @@ class Shift:
                 self.keep_time()
                 try:
                     if self.consumer is not None:
-                        self.turn(self.consumer)
+                        with within(self.time_left()):
+                            self.turn(self.consumer)
                     elif self.all_slots_lost():
                         self.nap(LOOK_EVERY)
                     else:
@@ -384,6 +387,14 @@ class Shift:
             return self.tally
         finally:
             self.leave()
+
+    def time_left(self) -> float:
+        """Seconds that the broker may take for an answer: no more, once told to stop, than until
+        all must have ended."""
+        if not self.stops:
+            return math.inf
+        waited = time.monotonic() - self.draining_since if self.draining_since else 0.0
+        return self.worker.grace + FINISHING_TIME - waited
 
     def keep_time(self) -> None:
         """`clock` is the time as this thread saw it pass: on a machine with too much to do it is

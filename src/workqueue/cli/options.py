@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from workqueue.broker import Broker, connect
 from workqueue.cli.output import say, show_log
 from workqueue.cli.plain import PlainCommand
 from workqueue.errors import ConfigError
+from workqueue.masking import has_secret
 
 CHECK_TRANSPORT = "WORKQUEUE_CHECK_TRANSPORT"
 """The variable with which every command holds its transport to the contract, at every call."""
@@ -52,17 +54,19 @@ class Session(msgspec.Struct, frozen=True):
         """The broker's URL; None is the embedded file."""
         if self.url or self.url_file is None:
             return self.url or None
-        try:
-            url = self.url_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise ConfigError(f"cannot read the URL from {self.url_file}: {reason}") from error
-        if not url:
-            raise ConfigError(f"{self.url_file} is empty: there should be a URL in it")
-        return url
+        return read_url(self.url_file)
+
+    def url_source(self) -> registry.URL | None:
+        """The same for whoever connects more than once: from a file it is read each time."""
+        file = self.url_file
+        if self.url or file is None:
+            return self.url or None
+        with suppress(OSError):  # there may be no current folder
+            file = file.absolute()  # a handler may go to another one
+        return lambda: read_url(file)
 
     def connect(self) -> Broker:
-        url = self.find_url()
+        url, source = self.find_url(), self.url_source()
         if url is None:
             self.introduce_embedded_file()
         for flag in self.secrets_in_argv():
@@ -79,7 +83,7 @@ class Session(msgspec.Struct, frozen=True):
             )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
-        broker = connect(url, management_url=self.management_url if amqp else None)
+        broker = connect(source, management_url=self.management_url if amqp else None)
         if not os.environ.get(CHECK_TRANSPORT):
             return broker
         from workqueue.testing.checked import checked
@@ -91,12 +95,12 @@ class Session(msgspec.Struct, frozen=True):
         return [
             f"--{name.replace('_', '-')}"
             for name, url in (("url", self.url), ("management_url", self.management_url))
-            if name in self.in_argv and url and password_in(url)
+            if name in self.in_argv and url and has_secret(url)
         ]
 
     def introduce_embedded_file(self) -> None:
         file = registry.default_file()
-        if not file.exists():
+        if not registry.is_made(file):
             self.say(f"no broker was named: using the embedded queue {file}")
             self.say("for RabbitMQ, set WORKQUEUE_URL=amqp://user:password@host/vhost")
 
@@ -105,9 +109,25 @@ class Session(msgspec.Struct, frozen=True):
             say(text)
 
 
-def password_in(url: str) -> bool:
-    """Also in what is not quite a URL: the password may be why it is not."""
-    return re.search(r"(?s)://[^@:]*:.+@|[?&][^=&]*(?:pass|secret|token)[^=&]*=.", url) is not None
+read_once: dict[Path, str] = {}
+"""What came out of pipes, as in --url-file <(pass show rabbitmq): nothing comes a second time."""
+
+
+def read_url(file: Path) -> str:
+    """The URL in `file`. Raises ConfigError."""
+    if file in read_once:
+        return read_once[file]
+    try:
+        url = file.read_text().strip()
+        regular = file.is_file()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"cannot read the URL from {file}: {reason}") from error
+    if not url:
+        raise ConfigError(f"{file} is empty: there should be a URL in it")
+    if not regular:
+        read_once[file] = url
+    return url
 
 
 def common_options(

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any
 
@@ -24,13 +25,29 @@ LAID_OUT = 200
 
 
 def say(text: str) -> None:
-    """A line of talk, on stderr."""
-    print(visible(text), file=sys.stderr, flush=True)
+    """A line of talk, on stderr. What cannot be said there must not end what is done."""
+    with suppress(OSError, ValueError):
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def print_json(record: Mapping[str, Any]) -> None:
     """One object, one line."""
-    print(to_json(record), flush=True)
+    print(for_stream(sys.stdout, to_json(record)), flush=True)
+
+
+def for_stream(stream: Any, text: str) -> str:
+    """JSON, with those characters escaped that the encoding of `stream` does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    if encoding.lower() in ("utf-8", "utf8"):
+        return text
+    return "".join(char if encodable(char, encoding) else json_escape(char) for char in text)
+
+
+def encodable(char: str, encoding: str) -> bool:
+    try:
+        return bool(char.encode(encoding))
+    except UnicodeError:
+        return False
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -102,7 +119,7 @@ class JsonFormatter(logging.Formatter):
     """A log record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return to_json(
+        line = to_json(
             {
                 "time": record.created,
                 "level": record.levelname.lower(),
@@ -110,6 +127,7 @@ class JsonFormatter(logging.Formatter):
                 "message": record.getMessage(),
             }
         )
+        return for_stream(sys.stderr, line)
 
 
 def show_log(*, log_format: str = "text", quiet: bool = False, verbose: bool = False) -> None:

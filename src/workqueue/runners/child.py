@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from struct import Struct
 from types import FrameType
 from typing import NoReturn
@@ -38,6 +37,7 @@ from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.handler import (
     Function,
     Interrupted,
+    current_folder,
     described,
     function_of,
     handle,
@@ -307,7 +307,9 @@ def packed(policy: RetryPolicy | None) -> bytes:
 def own_files() -> list[str]:
     """The files of the imported modules that are the user's: below the current folder, and not
     installed."""
-    here = f"{Path.cwd()}{os.sep}"
+    here = f"{current_folder()}{os.sep}"
+    if here == os.sep:
+        return []
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return [
         file

@@ -63,6 +63,12 @@ background may hold stderr open for ever."""
 LOOK_EVERY = 0.02
 """Seconds between looks at a command where the kernel cannot tell of its end."""
 
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""What keeps any command from being started for a while: no fault of the message, no attempt."""
+
+SHORTAGE_DELAY = 5.0
+"""Seconds until such a message is handed out again."""
+
 
 class CommandRunner:
     """Runs `argv` for each message, in one thread per slot.

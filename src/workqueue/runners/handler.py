@@ -318,15 +318,23 @@ def load_handler(name: str) -> Handler:
     return found  # type: ignore[return-value]  # or function_of would have refused it
 
 
+def current_folder() -> str:
+    """Its path; nothing if it was deleted, or may not be read."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
+
+
 def load_module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
+    here = current_folder()
+    if here and here not in sys.path:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            told = f"there is no module {error.name} in {here} or installed"
+            told = f"there is no module {error.name} in {here or 'a current folder'} or installed"
             raise HandlerNotFound(told) from error
         raise failed_import(name, error) from error
     except (Exception, SystemExit) as error:

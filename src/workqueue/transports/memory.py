@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from workqueue.errors import (
     QueueNotFound,
     Unroutable,
 )
+from workqueue.forks import Condition, Lock
 from workqueue.message import Delivery, Message
 from workqueue.transport import (
     DEAD_SUFFIX,
@@ -72,7 +72,7 @@ class Store:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
-        self.changed = threading.Condition()
+        self.changed = Condition()
         self.shelves: dict[str, Shelf] = {}
         self.counter = itertools.count()
 
@@ -127,7 +127,7 @@ def lend(entry: Entry, queue: str) -> Delivery:
 
 
 shared_stores: dict[str, Store] = {}
-shared_stores_lock = threading.Lock()
+shared_stores_lock = Lock()
 
 
 class MemoryTransport:

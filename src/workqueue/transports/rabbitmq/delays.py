@@ -8,13 +8,13 @@ and bound again, which notices other arguments and restores single bindings.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
 import amqp
 
 from workqueue.errors import ConfigError, QueueNotFound
+from workqueue.forks import Lock
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import survey
 from workqueue.transports.rabbitmq.gate import (
@@ -78,7 +78,7 @@ class Delays:
 
     def __init__(self, settle: Callable[[], None]) -> None:
         self.settle = settle
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.compared: dict[str, tuple[int, float]] = {}
         self.without_gate: dict[str, float] = {}
         self.may_look = True

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import shlex
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from workqueue.deadline import extend
 from workqueue.errors import (
     AccessRefused,
     BrokerFailed,
@@ -25,9 +25,10 @@ from workqueue.errors import (
     Unsupported,
     WorkqueueError,
 )
+from workqueue.forks import Lock
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
-from workqueue.transports.rabbitmq.address import Address, parse
+from workqueue.transports.rabbitmq.address import Address, Source
 from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.destinations import ensure_exchange
 from workqueue.transports.rabbitmq.gate import check_not_migrating
@@ -74,23 +75,34 @@ had confirmed is gone. Tried on 4.0 and 4.3: all lost after 0.3 s, none after 1 
 
 
 def settle() -> None:
-    """Return when a queue that was just made can be trusted."""
+    """Return when a queue that was just made can be trusted. This wait is never cut short: it
+    comes on top of the caller's time."""
+    extend(SETTLING)
     time.sleep(SETTLING)
 
 
 class RabbitMQTransport:
     """See `workqueue.transport.Transport`. Holds no connection: each question opens one.
 
+    `url` may be a function that gives it: it is called at each connect (see `Source`).
     `management_url` is that of the management API, http[s]://user:password@host:15672.
     """
 
-    def __init__(self, url: str, *, management_url: str | None = None) -> None:
-        self.address = parse(url)
-        self.management = open_management(management_url, self.address)
+    reads_url_again = True  # see registry.open_transport
+
+    def __init__(self, url: str | Callable[[], str], *, management_url: str | None = None) -> None:
         self.delays = Delays(settle)
+        read = url if callable(url) else lambda: url
+        self.source = Source(read, self.delays.forget)
+        self.management = open_management(management_url, self.source)
         self.priorities = Priorities()
         self.warned: set[str] = set()
-        self.warned_lock = threading.Lock()
+        self.warned_lock = Lock()
+
+    @property
+    def address(self) -> Address:
+        """As the URL says it at the moment."""
+        return self.source.now()
 
     @contextmanager
     def link(self, role: str, heartbeat: float = 0.0) -> Iterator[Link]:
@@ -197,7 +209,8 @@ class RabbitMQTransport:
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
         from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
 
-        link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
+        address = self.address
+        link = Link(address, f"worker of {queue}", heartbeat=address.heartbeat)
         try:
             with translated(), unexpected_refusals():
                 check_not_migrating(link, queue)
@@ -424,13 +437,13 @@ class RabbitMQTransport:
         """Nothing is held."""
 
 
-def open_management(url: str | None, address: Address) -> Management | None:
+def open_management(url: str | None, source: Source) -> Management | None:
     """The management API at `url`, if there is one."""
     if not url:
         return None
     from workqueue.transports.rabbitmq.management import Management
 
-    return Management(url, address)
+    return Management(url, source)
 
 
 def may_not_make(link: Link, queue: str, closed: ChannelClosed) -> AccessRefused:

@@ -25,6 +25,7 @@ from workqueue.transport import DEAD_SUFFIX, Finding, check_name
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.bindings import others
 from workqueue.transports.rabbitmq.delays import is_there
+from workqueue.transports.rabbitmq.dial import UnusableFile
 from workqueue.transports.rabbitmq.gate import MARKER_SUFFIX, is_migrating
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
@@ -117,12 +118,13 @@ class Examination:
         began = time.monotonic()
         try:
             link = Link(replace(self.address, hosts=((host, port),)), "doctor")
-        except ConfigError as error:
-            return Finding(state="fail", check="tls", found=str(error)), None
+        except (ConfigError, UnusableFile) as error:
+            told, command = str(error), error.command
+            return Finding(state="fail", check="tls", found=told, command=command), None
         except AccessRefused as error:
             if isinstance(error.__cause__, ssl.SSLError):
                 ca = f" -CAfile {self.address.cacertfile}" if self.address.cacertfile else ""
-                name = self.address.server_name or host.strip("[]")
+                name = self.address.certified_name(host)
                 command = f"openssl s_client -connect {where} -servername {name}{ca} </dev/null"
                 return Finding(state="fail", check="tls", found=str(error), command=command), None
             command = "export WORKQUEUE_URL=amqp://user:password@host/vhost"

@@ -17,9 +17,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from workqueue.deadline import left
 from workqueue.errors import AccessRefused, ConfigError, ConnectionLost
 from workqueue.transport import QueueStats
-from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.address import Source
 from workqueue.transports.rabbitmq.ladder import is_level
 
 TIMEOUT = 5.0
@@ -39,7 +40,7 @@ def unreadable() -> ConfigError:
 class Management:
     """The API at `url`, with its own login or, if it names none, that of the AMQP URL."""
 
-    def __init__(self, url: str, address: Address) -> None:
+    def __init__(self, url: str, source: Source) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -49,12 +50,21 @@ class Management:
             raise unreadable()
         self.where = f"{host}:{port}" if port else host
         self.root = f"{parts.scheme}://{self.where}{parts.path.rstrip('/')}/api"
-        self.vhost = quote(address.vhost, safe="")
-        user = unquote(parts.username) if parts.username else address.user
-        password = unquote(parts.password) if parts.password else address.password
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self.user = user
-        self.login = f"Basic {login}"
+        self.source = source
+        self.own_user = unquote(parts.username or "")
+        self.own_password = unquote(parts.password or "")
+
+    @property
+    def vhost(self) -> str:
+        """As it is written in a path."""
+        return quote(self.source.now().vhost, safe="")
+
+    @property
+    def login(self) -> str:
+        """A header's value; as the AMQP URL says it at the moment, what this one does not say."""
+        address = self.source.now()
+        user, password = self.own_user or address.user, self.own_password or address.password
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
     def queues(self) -> list[str]:
         """All queues of the virtual host, sorted."""
@@ -103,7 +113,7 @@ class Management:
         # A redirection elsewhere must not take the password along.
         request.add_unredirected_header("Authorization", self.login)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=left(TIMEOUT)) as response:  # noqa: S310
                 return msgspec.json.decode(response.read()), response.headers.get("Date", "")
         except urllib.error.HTTPError as error:
             with error:

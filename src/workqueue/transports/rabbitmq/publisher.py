@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import amqp
 
+from workqueue.deadline import Deadline, left, within
 from workqueue.errors import (
     AccessRefused,
     BrokerBlocked,
@@ -65,6 +66,10 @@ IDLE = 10.0
 """Seconds after which a connection must prove that it is alive before it is trusted."""
 
 PROOF_TIMEOUT = 3.0
+"""Seconds, or half of what the caller has, if that is less: a new connection must still be had."""
+
+FAREWELL = 0.5
+"""Seconds for the broker to agree that the connection is closed."""
 
 DIRECT_REPLY = "amq.rabbitmq.reply-to"
 
@@ -163,8 +168,11 @@ class RabbitMQPublisher:
     # -- what we say
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
         self.patience = timeout
+        with within(timeout) as deadline:
+            self.publish_within(queue, messages, deadline)
+
+    def publish_within(self, queue: str, messages: Sequence[Message], deadline: Deadline) -> None:
         self.make_sure()
         confirms = self.confirms
         self.begun = 0
@@ -180,7 +188,7 @@ class RabbitMQPublisher:
             cause = self.cause_of_silence(error)
             confirms.give_up(cause)
             confirms.failures += [(message, cause) for message in messages[self.begun :]]
-            self.close()
+            self.abandon()
         if self.closing:
             self.account_for_closing(confirms, messages[self.begun :])
         confirms.close()
@@ -197,7 +205,7 @@ class RabbitMQPublisher:
         if self.exchange:
             self.destinations.look(queue)
 
-    def write_all(self, queue: str, messages: Sequence[Message], deadline: float) -> None:
+    def write_all(self, queue: str, messages: Sequence[Message], deadline: Deadline) -> None:
         """All are on their way, or on record as failures, unless the broker closes the channel;
         `begun` says how many were looked at."""
         writer = self.writer(queue)
@@ -235,16 +243,13 @@ class RabbitMQPublisher:
                 elif idle > IDLE:
                     self.prove_alive()
         except (ConnectionLost, ChannelClosed) as error:
-            self.close()
+            self.abandon()
             raise ConnectionLost(str(error)) from error
 
     def prove_alive(self) -> None:
         """A round trip: a connection cut by something in between looks open until then."""
-        self.link.wire.call_timeout, usual = PROOF_TIMEOUT, self.link.wire.call_timeout
-        try:
+        with within(min(PROOF_TIMEOUT, left() / 2)):
             self.channel.basic_qos(0, 1, False)
-        finally:
-            self.link.wire.call_timeout = usual
 
     def encode(self, queue: str, message: Message, writer: wire.PublishWriter) -> bytes | None:
         """The frames, or None and a failure on record."""
@@ -297,7 +302,7 @@ class RabbitMQPublisher:
             )
         return self.writers[queue]
 
-    def flush(self, deadline: float) -> None:
+    def flush(self, deadline: Deadline) -> None:
         data, self.gathered, self.gathered_size = b"".join(self.gathered), [], 0
         if data and not self.closing:
             self.link.wire.write(data, timeout=self.time_left(deadline))
@@ -306,7 +311,7 @@ class RabbitMQPublisher:
         if self.link.wire.wait_readable(0):
             self.link.wire.read()
 
-    def make_room(self, deadline: float, room: int) -> int:
+    def make_room(self, deadline: Deadline, room: int) -> int:
         """Write, and wait until `room` more messages may be on their way, or the channel is closed;
         how many may be. Not while blocked.
 
@@ -315,23 +320,21 @@ class RabbitMQPublisher:
         while (WINDOW - self.confirms.open < room or self.blocked) and not self.closing:
             if not self.blocked:
                 self.flush(deadline)
-            left = self.time_left(deadline)
-            if left <= 0:
+            if not self.time_left(deadline):
                 raise Stalled
-            if self.link.wire.wait_readable(min(left, 1.0)):
+            if self.link.wire.wait_readable(min(self.time_left(deadline), 1.0)):
                 self.link.wire.read()
         return WINDOW - self.confirms.open
 
-    def time_left(self, deadline: float) -> float:
-        """Seconds until a publish gives up."""
-        now = time.monotonic()
+    def time_left(self, deadline: Deadline) -> float:
+        """Seconds until a publish gives up. A patient one moves its deadline, for all waits."""
         if self.abandoned:
             return 0.0
         if self.patient:
             if self.blocked:
-                self.heard_at = now
-            deadline = max(deadline, self.heard_at + self.patience)
-        return deadline - now
+                self.heard_at = time.monotonic()
+            deadline.at = max(deadline.at, self.heard_at + self.patience)
+        return deadline.left()
 
     # -- what became of it
 
@@ -388,10 +391,16 @@ class RabbitMQPublisher:
             return not_allowed(self.link, f"RabbitMQ refuses messages for {queue}", needed)
         return None
 
+    def abandon(self) -> None:
+        """Hang up on a broker that does not answer, without waiting for it once more."""
+        self.closed = True
+        self.link.close(timeout=0)
+
     def close(self) -> None:
+        """All that was published is settled by now: the farewell may be short."""
         if not self.closed:
             self.closed = True
-            self.link.close()
+            self.link.close(timeout=FAREWELL)
 
 
 class Stalled(Exception):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-import threading
 from pathlib import Path
 
 from workqueue.errors import StorageError
+from workqueue.forks import Lock
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs"})
 """File systems on which machines cannot share SQLite's memory, and would damage the file."""
 
-making = threading.Lock()
+making = Lock()
 """Held while a file is made, by the one thread of this process that makes it."""
 
 
