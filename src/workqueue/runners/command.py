@@ -235,8 +235,9 @@ class CommandRunner:
                     start_new_session=True,
                     env={**self.environment, **variables(delivery)},
                 )
-            except ValueError as error:  # a NUL byte, which no environment can hold
-                told = f"it cannot be given to a command: {error}"
+            except (ValueError, TypeError, RecursionError) as error:
+                # A NUL byte, which no environment can hold, or headers that JSON cannot.
+                told = f"it cannot be given to a command: {described(error)}"
                 return Ending(delivery, Verdict.REJECTED, told)
             except OSError as error:
                 return not_started(delivery, error)

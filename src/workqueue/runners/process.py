@@ -333,6 +333,9 @@ class ProcessRunner:
             if timeout is not None and slot.given:
                 break
             self.backlog.popleft()
+            frame = self.frame(slot.number + 1, delivery)
+            if frame is None:
+                continue
             if timeout is not None:
                 slot.timeout = timeout
                 self.alarms.append(Alarm(time.monotonic() + timeout, slot, delivery, late=True))
@@ -341,13 +344,22 @@ class ProcessRunner:
             slot.number += 1
             slot.given.append((slot.number, delivery))
             tokens += token.pack(slot.number)
-            message, came_back = delivery.message, delivery.redelivered
-            task = Task(slot.number, message, delivery.queue, delivery.attempt, came_back)
-            frames += framed(self.encoder.encode(task))
+            frames += frame
             count -= 1
         if frames:
             os.write(slot.tokens[1], tokens)  # first: without its token no job is begun
             self.send(slot, frames)
+
+    def frame(self, number: int, delivery: Delivery) -> bytes | None:
+        """A job as a child reads it. None if it cannot be written, and so never be run here."""
+        message, came_back = delivery.message, delivery.redelivered
+        task = Task(number, message, delivery.queue, delivery.attempt, came_back)
+        try:
+            return framed(self.encoder.encode(task))
+        except Exception as error:  # noqa: BLE001 - headers come from anybody
+            told = f"it cannot be given to a child process: {described(error)}"
+            self.end(Ending(delivery, Verdict.REJECTED, told))
+            return None
 
     def relieve(self) -> None:
         """Whoever is held up by a long job keeps others waiting no more."""
@@ -560,6 +572,7 @@ class ProcessRunner:
         elif self.started.is_set() and self.reload:
             self.vacant += 1  # until its files change, another would fail as well
         elif self.started.is_set():
+            log.error("a new child process %s before it was ready", how_it_died(status))
             self.alarms.append(Alarm(time.monotonic() + PAUSE_AFTER_CRASH))
         else:
             self.give_up(f"importing {self.handler} ended its process: it {how_it_died(status)}")

@@ -49,6 +49,17 @@ def clean_up(job: Job[Any]) -> None:
         time.sleep(0.2)
 
 
+async def clean_up_async(job: Job[Any]) -> None:
+    began, cleaned = map(Path, job.body.decode().split())
+    began.write_text(str(os.getpid()))
+    try:
+        await asyncio.sleep(600)
+    finally:
+        with cleaned.open("a") as file:
+            file.write("x")
+        await asyncio.sleep(0.2)
+
+
 def run_program(job: Job[Any]) -> None:
     """As a plain Python program does: a failure if the program fails."""
     Path(job.body.decode()).write_text(str(os.getpid()))

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.runners.jobs import ENOUGH, at_work, delivery
+from workqueue.message import Delivery, Message
 from workqueue.runners.child import Page
+from workqueue.runners.command import CommandRunner
 from workqueue.runners.process import ProcessRunner, new_page
 from workqueue.runners.runner import Verdict
 
@@ -75,6 +77,19 @@ def test_applications_without_standard_streams(tmp_path: Path, runner: str, clos
     subprocess.run(["sh", "-c", line], cwd=tmp_path, timeout=4 * ENOUGH, check=True)
     assert (tmp_path / "tally").read_text() == "5 0"
     assert (tmp_path / "ticks").read_text() == "x" * 5
+
+
+def test_what_cannot_be_handed_over() -> None:
+    """Headers may be anything. That message is set aside, and the next one is done."""
+    endless: dict[str, object] = {}
+    endless["self"] = endless
+    for runner in (ProcessRunner("tests.unit.runners.handlers:obey"), CommandRunner(["true"])):
+        with at_work(runner) as bench:
+            odd = Delivery(message=Message(body=b"", headers=endless), queue="jobs")
+            first, second = bench.run(odd, delivery("nothing"))
+        assert first.verdict is Verdict.REJECTED
+        assert "cannot be given to a" in first.reason
+        assert second.verdict is Verdict.DONE
 
 
 def test_the_page() -> None:

@@ -56,11 +56,12 @@ def test_signals_while_children_start(tmp_path: Path) -> None:
         assert bench.run(delivery(f"{note} {go_on}"))[0].verdict is Verdict.DONE
 
 
+@pytest.mark.parametrize("handler", ["clean_up", "clean_up_async"])
 @pytest.mark.parametrize("how", ["stop", "lose", "timeout"])
-def test_the_worker_is_obeyed(tmp_path: Path, how: str) -> None:
+def test_the_worker_is_obeyed(tmp_path: Path, how: str, handler: str) -> None:
     """Its handler may clean up, and is interrupted once, though its session gets a signal too."""
     began, cleaned = tmp_path / "began", tmp_path / "cleaned"
-    with at_work(ProcessRunner(f"{HANDLERS}:clean_up")) as bench:
+    with at_work(ProcessRunner(f"{HANDLERS}:{handler}")) as bench:
         job = delivery(f"{began} {cleaned}")
         bench.runner.run(job, TO_BEGIN if how == "timeout" else None)
         pid = pid_in(began)
