@@ -11,13 +11,14 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.integration.amqp10 import Amqp10Sender
 from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE
 from workqueue import Broker as Remote
-from workqueue import Job, NotSent, QueueFull, Reject, RetryLater, RetryPolicy, Worker
+from workqueue import Job, NotSent, QueueFull, Reject, RetryLater, RetryPolicy, Unconfirmed, Worker
 from workqueue.health import state_of
 from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import eventually
@@ -307,6 +308,20 @@ def test_one_message_that_may_not_be_published_again(
     if known:  # else what was on its way with it may have been stored before the channel closed
         assert work.dead == 601
         assert set(work.runs.values()) == {2, 4}
+
+
+def test_a_senders_neighbours_are_not_refused_for_it(transport: RabbitMQTransport) -> None:
+    """Only the message that RabbitMQ refused is; those after it were never sent."""
+    transport.declare(QueueSpec(name="q"))
+    batch = [Message(body=b"%d" % n, id=new_id()) for n in range(100)]
+    batch[50] = replace(batch[50], reply_to="amq.rabbitmq.reply-to")
+    with closing(transport.publisher()) as sender, pytest.raises(NotSent) as caught:
+        sender.publish("q", batch, PATIENCE)
+    failures = caught.value.failures
+    assert [message for message, _ in failures] == batch[50:]
+    assert [type(cause).__name__ for _, cause in failures] == ["Refused"] + ["Interrupted"] * 49
+    assert all(isinstance(cause, Unconfirmed) for _, cause in failures[1:])
+    assert transport.stats("q").ready == 50
 
 
 def test_no_more_connections(transport: RabbitMQTransport, broker: Broker, vhost: Vhost) -> None:

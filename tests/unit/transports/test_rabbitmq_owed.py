@@ -95,7 +95,9 @@ def test_without_a_delay_queue_it_waits_in_the_worker() -> None:
         after(one, CannotWait("no"), now=NOW + second)
         assert NOW + second <= one.next_try <= NOW + 5.0
         assert one.to_send(NOW + second).delay == 5.0 - second
-    assert one.to_send(NOW + 5.0).delay == 0.0
+    after(one, *[CannotWait("no")] * 10, now=NOW + 5.1)
+    assert one.next_try == NOW + 5.1
+    assert one.to_send(NOW + 5.1).delay == 0.0
     assert one.form is Form.WHOLE
 
 

@@ -254,7 +254,7 @@ class Lane:
         runs = [whole[first : first + most] for first in range(0, len(whole), most)]
         runs += [[tag] for tag in tags if tag > through]
         for run in runs:
-            if self.unheard >= UNHEARD and self.tag is None:
+            if self.unheard >= UNHEARD and self.tag is None and self.ended is None:
                 self.link.wire.write(b"".join(frames))
                 frames = [self.wait_until_applied()]
             frames.append(encode(self.number, run[-1], multiple=len(run) > 1))
@@ -294,8 +294,9 @@ class Lane:
 
     def settle_through(self) -> None:
         """Return when the queue has all that this stopped lane settled: nothing of it is undone
-        by hanging up. Raises ConnectionLost or ChannelClosed if that cannot be known."""
-        settle_through(self.channel, self.survey.queue)
+        by hanging up. Raises amqp's errors if that cannot be known."""
+        if self.unheard:
+            settle_through(self.channel, self.survey.queue)
 
     def close(self) -> None:
         """Hang up this lane alone; what it held goes back to the queue."""

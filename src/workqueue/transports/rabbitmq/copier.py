@@ -141,7 +141,8 @@ class Copier:
         self.tell_smaller(name, placed)
         self.report(placed)
         if not failed:
-            self.complaints.settle(name)
+            if not any(owed.tries and owed.queue == name for owed in self.waiting):
+                self.complaints.settle(name)
             return
         self.mend(name, [cause for _, cause in failed])
         now = time.monotonic()

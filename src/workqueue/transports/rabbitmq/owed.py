@@ -77,8 +77,8 @@ def plan(owed: Owed, cause: WorkqueueError, now: float, longest: float) -> None:
     match cause:
         case Forbidden():
             pass  # whatever the message, the login may not
-        case CannotWait():
-            pass  # it is tried until its delay is over, and then goes straight to its queue
+        case CannotWait():  # once its delay is over, it goes straight to its queue
+            owed.next_try = min(owed.next_try, max(now, owed.ripe_at))
         case Interrupted() if not owed.alone:
             owed.alone = True
             owed.next_try = now
