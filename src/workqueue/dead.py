@@ -27,6 +27,7 @@ from workqueue.transports.copies import (
     OUR_HEADERS,
     REASON,
     WORKER,
+    answerable,
     attempt_of,
     last_death,
     without_brokers_own,
@@ -294,7 +295,7 @@ def as_new(message: Message) -> Message:
         for name, value in without_brokers_own(message.headers).items()
         if name not in OURS
     }
-    return replace(message, headers=headers)
+    return replace(answerable(message), headers=headers)
 
 
 def where_it_died(death: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workqueue.dead import as_new
 from workqueue.message import EXPIRES_AT, Delivery, Message
 from workqueue.transports.copies import (
     DEAD_AT,
@@ -221,3 +222,4 @@ def test_an_address_that_nobody_can_answer_to_is_left_out() -> None:
         assert retry_copy(lent(message=message)).reply_to == kept
         assert dead_copy(lent(message=message), "r", "", 1.0).reply_to == kept
         assert survivor_copy(lent(message=message)).reply_to == kept
+        assert as_new(message).reply_to == kept

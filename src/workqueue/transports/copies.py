@@ -164,10 +164,13 @@ def short(text: str | None) -> str | None:
 
 
 def copy_with(message: Message, headers: dict[str, Any]) -> Message:
-    """A foreign message may have no id; its copy gets one, so that it can be named. An address that
-    no one can answer to from here is left out."""
-    reply_to = None if message.reply_to == DIRECT_REPLY_TO else message.reply_to
-    return replace(message, id=message.id or new_id(), headers=headers, reply_to=reply_to)
+    """A foreign message may have no id; its copy gets one, so that it can be named."""
+    return replace(answerable(message), id=message.id or new_id(), headers=headers)
+
+
+def answerable(message: Message) -> Message:
+    """`message` without an address to which nobody can answer from here."""
+    return replace(message, reply_to=None) if message.reply_to == DIRECT_REPLY_TO else message
 
 
 def without_brokers_own(headers: Mapping[str, Any]) -> dict[str, Any]:
