@@ -176,7 +176,7 @@ def test_one_message_that_is_refused_is_found_among_others(
     transport: RabbitMQTransport, stranger: ForeignClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a reason that we do not know beforehand: it is moved without its headers."""
-    monkeypatch.setattr(mover, "movable", lambda properties, _: (properties, []))
+    monkeypatch.setattr(mover, "movable", lambda properties, *_: (properties, []))
     send(transport, *(Message(body=b"a%02d" % n) for n in range(30)))
     stranger.send("q", b"foreign", user_id="stranger", application_headers={"n": 1})
     send(transport, *(Message(body=b"b%02d" % n) for n in range(30)))
@@ -197,7 +197,7 @@ def test_a_message_that_cannot_be_moved_at_all_leaves_the_queue_as_it_was(
     send(transport, *(Message(body=b"a%02d" % n) for n in range(30)))
     stranger.send("q", b"foreign", user_id="stranger", message_id="bad")
     with monkeypatch.context() as patch:
-        patch.setattr(mover, "movable", lambda properties, _: (properties, []))
+        patch.setattr(mover, "movable", lambda properties, *_: (properties, []))
         refused = b"\x00\x10\x08stranger"
         patch.setattr(mover, "bare_properties", lambda _: refused)
         with pytest.raises(Immovable, match="message bad of q"):

@@ -164,6 +164,18 @@ def test_everything_may_be_deleted_at_once(site: Site, client: ForeignClient) ->
     site.runs("fails once", 2)
 
 
+def test_what_waits_for_another_queue(site: Site, client: ForeignClient) -> None:
+    """The exchange where delays end is made again with the bindings of all queues that this sender
+    has delayed messages for: those on their way get there."""
+    other = Producer(site.broker.queue("other"))
+    other.send("on its way", delay=2.0)
+    client.channel.exchange_delete("workqueue.due")
+    site.sender.send("next", delay=0.2)
+    site.runs("next", 1)
+    eventually(lambda: waits(client, "other") == 1, within=30, what="what was on its way")
+    other.close()
+
+
 def test_a_level_that_others_made(site: Site, client: ForeignClient) -> None:
     """With other arguments a message would wait there for ever: one clear error, nothing sent."""
     site.sender.send("first", delay=0.9)
@@ -458,7 +470,8 @@ def test_less_than_the_least_is_refused_at_once(
     needed: str,
 ) -> None:
     """Nobody waits for a permission: a worker that was never let in ends, too."""
-    assert desk.run("send", "jobs", "x", "--delay", "1s").code == 0
+    desk.send("jobs", "there")
+    assert desk.run("send", "jobs", "later", "--delay", "1s").code == 0
     began = time.monotonic()
     result = users.run(permissions, *command)
     assert result.code == 77, result.err

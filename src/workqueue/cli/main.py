@@ -54,6 +54,17 @@ twice to stop. The numbers are those of sysexits.h."""
 MIGRATABLE = {"type": "--type", "max length": "--max-length", "ttl": "--ttl"}
 """The parameters of a queue that `workqueue migrate` can change, with its options."""
 
+NEXT_COMMANDS: list[tuple[type[WorkqueueError], str]] = [
+    (UnknownScheme, "workqueue plugins"),
+    (HandlerNotFound, "workqueue work --help"),
+    (RunnerFailed, "workqueue work -v …"),
+    (AccessRefused, "export WORKQUEUE_URL=amqp://user:password@host/vhost"),
+    (ConnectionLost, "workqueue doctor"),
+    (StorageError, "workqueue doctor"),
+    (QueueFull, "workqueue status"),
+]
+"""What to type after an error that names no command itself. First match counts."""
+
 OWN_LIMITS = {
     errno.EMFILE: ("this process may have no more files open", "ulimit -n 4096"),
     errno.ENFILE: ("this machine may have no more files open", "sysctl fs.file-nr"),
@@ -270,24 +281,12 @@ def next_command(error: WorkqueueError, arguments: list[str]) -> str:
             return migration(error)
         case QueueNotFound():
             return f"workqueue declare {shlex.quote(error.queue)}"
-        case UnknownScheme():
-            return "workqueue plugins"
-        case HandlerNotFound():
-            return "workqueue work --help"
-        case RunnerFailed():
-            return "workqueue work -v …"
-        case AccessRefused():
-            return "export WORKQUEUE_URL=amqp://user:password@host/vhost"
-        case StorageError(hint=hint) if hint.startswith("mkdir "):
-            return hint
-        case ConnectionLost() | StorageError():
-            return "workqueue doctor"
-        case QueueFull():
-            return "workqueue status"
         case LookCutShort():
             return f"workqueue status {shlex.quote(error.queue)}"
-        case _:
-            return f"{command_in(arguments)} --help"
+        case StorageError(hint=hint) if hint.startswith("mkdir "):
+            return hint
+    known = (command for kind, command in NEXT_COMMANDS if isinstance(error, kind))
+    return next(known, f"{command_in(arguments)} --help")
 
 
 def migration(error: QueueMismatch) -> str:

@@ -76,7 +76,7 @@ BCC = text("BCC") + b"S" + wire.longstr(b"no array")
     ],
 )
 def test_movable(before: bytes, after: bytes, told: str) -> None:
-    moved, changes = movable(before, b"me")
+    moved, changes = movable(before, 1_000, "me")
     assert moved == after
     assert bool(changes) == bool(told)
     assert all(told in change for change in changes)
@@ -94,7 +94,7 @@ def test_movable(before: bytes, after: bytes, told: str) -> None:
     ],
 )
 def test_what_is_cut_short_is_left_as_it_is(broken: bytes) -> None:
-    assert movable(broken, b"me") == (broken, [])
+    assert movable(broken, 1_000, "me") == (broken, [])
 
 
 def test_bare_properties_keep_what_makes_it_the_same_task() -> None:

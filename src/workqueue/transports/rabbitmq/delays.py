@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import amqp
 
-from workqueue.errors import ConfigError, QueueNotFound
+from workqueue.errors import AccessRefused, ConfigError, QueueNotFound
 from workqueue.forks import Lock
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import survey
@@ -80,6 +80,7 @@ class Delays:
         self.settle = settle
         self.lock = Lock()
         self.compared: dict[str, tuple[int, float]] = {}
+        self.bound: set[str] = set()
         self.without_gate: dict[str, float] = {}
         self.may_look = True
         self.may_compare = True
@@ -115,6 +116,9 @@ class Delays:
             self.settle()
         if not well:
             self.bind(link, queue)
+        if not whole:
+            self.bind_others(link, queue)
+        self.bound.add(queue)
 
     def glance(self, looks: Looks, top: Level, queue: str) -> bool:
         """Whether all is well, in one round trip, and `queue` is bound. False also where that takes
@@ -220,6 +224,15 @@ class Delays:
                 raise not_allowed(link, problem, f"write {queue}", f"read {DUE}") from closed
             raise
         channel.close()
+
+    def bind_others(self, link: Link, queue: str) -> None:
+        """The exchange where delays end may be a new one, without the bindings that it had: those
+        of queues that messages were delayed for here are put back."""
+        for name in self.bound - {queue}:
+            try:
+                self.bind(link, name)
+            except (QueueNotFound, AccessRefused):
+                self.bound.discard(name)
 
     def is_migrating(self, link: Link, queue: str) -> bool:
         """Asked each time where that is no error in the broker's log: where there is a gate."""

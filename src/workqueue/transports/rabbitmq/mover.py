@@ -19,7 +19,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from struct import error as struct_error
 
 from msgspec.structs import replace
 
@@ -38,16 +37,6 @@ PATIENCE = 3.0
 
 FULL_PAUSE = 0.2
 """Seconds until the next try, when the other queue has no room."""
-
-DIRECT_REPLY = b"amq.rabbitmq.reply-to"
-"""A `reply_to` of exactly this name is refused from any channel but the one that consumes it."""
-
-OBEYED = {b"CC": b"workqueue-cc", b"BCC": b"workqueue-bcc"}
-"""Headers by which a sender has RabbitMQ deliver a message to further queues, each with the name
-under which it travels instead."""
-
-COUNTS = frozenset({b"x-delivery-count", b"x-acquired-count"})
-"""How often a quorum queue has handed the message out. In another queue that begins anew."""
 
 
 class Immovable(WorkqueueError):
@@ -87,6 +76,7 @@ class Mover:
         self.target = target
         self.look = look
         self.user = user
+        self.longest = wire.longest_properties(link.wire.frame_max)
         self.moved = 0
         self.changed: Counter[str] = Counter()
         self.queued: deque[Parcel] = deque()
@@ -150,8 +140,9 @@ class Mover:
                 self.published += 1
                 self.waiting[self.published] = parcel
                 frames.append(
-                    wire.encode_publish_as_it_was(
+                    wire.publish_frames(
                         self.out.channel_id,
+                        "",
                         self.target,
                         parcel.properties,
                         parcel.message.body,
@@ -207,12 +198,12 @@ class Mover:
                 assert inbound.message is not None
                 self.moved_at = time.monotonic()
                 tag = wire.decode_deliver(inbound.arguments).tag
-                properties, changes = movable(inbound.properties, self.user.encode())
+                properties, changes = movable(inbound.properties, self.longest, self.user)
                 parcel = Parcel(tag, inbound.message, properties)
                 self.queued.append(parcel)
                 self.unsettled[tag] = False
                 self.changed.update(changes)
-                if len(parcel.properties) + wire.body_head.size > self.link.wire.frame_max - 8:
+                if len(parcel.properties) > self.longest:
                     self.make_bare(parcel, "they are longer than a frame")
             case wire.CANCEL:
                 self.stopped = f"queue {self.source} was deleted"
@@ -284,84 +275,14 @@ class Mover:
             self.link.wire.forget_channel(inbound.channel)
 
 
-def movable(properties: bytes, user: bytes) -> tuple[bytes, list[str]]:
+def movable(properties: bytes, longest: int, user: str) -> tuple[bytes, list[str]]:
     """`properties` in a form that the connection of `user` may publish and that goes to one queue,
-    and what had to be changed, in words. As they were where nothing had to be, or where they are
-    cut short: RabbitMQ took them once."""
-    (flags,) = wire.short.unpack_from(properties)
-    parts, changes, offset = [], [], 2
+    and what had to be changed, in words. As they were where they cannot be read: RabbitMQ took
+    them once."""
     try:
-        for name, bit, read in wire.PROPERTIES:
-            if not flags & bit:
-                continue
-            start, offset = offset, end_of(name, read, properties, offset)
-            part = properties[start:offset]
-            if name == "user_id" and part[1:] != user:
-                changes.append("without its user_id, which is another user's")
-                flags &= ~bit
-            elif name == "reply_to" and part[1:] == DIRECT_REPLY:
-                changes.append("without its reply_to, which only its sender's channel could use")
-                flags &= ~bit
-            elif name == "headers":
-                table, renamed = movable_headers(part)
-                parts.append(table)
-                if renamed:
-                    changes.append(
-                        "with its header CC or BCC renamed, so that it goes to one queue"
-                    )
-            else:
-                parts.append(part)
-    except (struct_error, IndexError, wire.WireError):
+        return wire.harmless(properties, longest, user)
+    except wire.WireError:
         return properties, []
-    return wire.short.pack(flags) + b"".join(parts), changes
-
-
-def end_of(name: str, read: Callable[..., tuple[object, int]], buffer: bytes, offset: int) -> int:
-    """Where the property that begins at `offset` ends."""
-    if name == "headers":
-        end = offset + 4 + int(wire.long.unpack_from(buffer, offset)[0])
-        if end > len(buffer):
-            raise wire.WireError("headers longer than their frame")
-        return end
-    return read(buffer, offset)[1]
-
-
-def movable_headers(table: bytes) -> tuple[bytes, bool]:
-    """An encoded table of headers without names that RabbitMQ obeys and without its counts of this
-    queue's deliveries, and whether any was renamed. Values stay as they are, also those that `wire`
-    would not read. Raises WireError for a table that is none."""
-    entries, offset, renamed = [], 4, False
-    while offset < len(table):
-        name = table[offset + 1 : offset + 1 + table[offset]]
-        start = offset + 1 + len(name)
-        offset = start + 1 + size_of_value(table, start)
-        if offset > len(table):
-            raise wire.WireError("a value longer than its table")
-        if name in COUNTS:
-            continue
-        renamed |= name in OBEYED
-        name = OBEYED.get(name, name)
-        entries.append(bytes((len(name),)) + name + table[start:offset])
-    return wire.longstr(b"".join(entries)), renamed
-
-
-def size_of_value(table: bytes, letter_at: int) -> int:
-    """Bytes of the value behind its letter."""
-    letter = table[letter_at]
-    if letter in wire.NUMBERS:
-        return wire.NUMBERS[letter].size
-    match chr(letter):
-        case "S" | "x" | "F" | "A":
-            return 4 + int(wire.long.unpack_from(table, letter_at + 1)[0])
-        case "t":
-            return 1
-        case "T":
-            return 8
-        case "D":
-            return 5
-        case "V":
-            return 0
-    raise wire.WireError(f"a value of unknown type {chr(letter)!r}")
 
 
 def bare_properties(message: Message) -> bytes:

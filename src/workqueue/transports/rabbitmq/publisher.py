@@ -23,6 +23,7 @@ from workqueue.errors import (
     Unroutable,
 )
 from workqueue.message import DEFAULT_PRIORITY, Message, visible
+from workqueue.transports.copies import DIRECT_REPLY_TO
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
@@ -70,8 +71,6 @@ PROOF_TIMEOUT = 3.0
 
 FAREWELL = 0.5
 """Seconds for the broker to agree that the connection is closed."""
-
-DIRECT_REPLY = "amq.rabbitmq.reply-to"
 
 FRAME_ERROR = 501
 
@@ -411,14 +410,10 @@ def travels_alone(message: Message) -> bool:
     """Whether RabbitMQ may answer this message by closing the channel: what else is on its way
     would be refused for it, and nobody could say what became of that.
 
-    It does so with one over its max_message_size; with one that asks for answers without a queue,
-    which only a consumer of such answers may (RabbitMQ documentation, "Direct Reply-to"); and with
-    a CC or BCC header that is no list ("Sender-selected Distribution").
+    It does so with one over its max_message_size, and with one that asks for answers without a
+    queue, which only a consumer of such answers may (RabbitMQ documentation, "Direct Reply-to").
     """
-    if len(message.body) >= LARGE or message.reply_to == DIRECT_REPLY:
-        return True
-    headers = message.headers
-    return bool(headers) and ("CC" in headers or "BCC" in headers)
+    return len(message.body) >= LARGE or message.reply_to == DIRECT_REPLY_TO
 
 
 def blames_a_message(error: BaseException | None) -> bool:

@@ -70,6 +70,9 @@ Source: RabbitMQ documentation, "Sender-selected Distribution"; rabbit_basic:hea
 
 TRAVELLING = {travels: name for name, travels in OBEYED.items()}
 
+COUNTS = ("x-delivery-count", "x-acquired-count")
+"""Headers in which a quorum queue counts its own deliveries: in another queue they begin again."""
+
 frame_head = Struct(">BHI")
 two_shorts = Struct(">HH")
 short = Struct(">H")
@@ -590,18 +593,11 @@ class PublishWriter:
         return head
 
 
-def encode_publish_as_it_was(
-    channel: int, queue: str, properties: bytes, body: bytes, frame_max: int, user: str = ""
-) -> bytes:
-    """All frames of one mandatory basic.publish to a queue, with the properties of another message,
-    but for what RabbitMQ would obey or refuse (see `harmless`, which says what is raised)."""
-    properties, _ = harmless(properties, longest_properties(frame_max), user)
-    return publish_frames(channel, "", queue, properties, body, frame_max)
-
-
 def publish_frames(
     channel: int, exchange: str, routing_key: str, properties: bytes, body: bytes, frame_max: int
 ) -> bytes:
+    """All frames of one mandatory basic.publish. `properties` that came from elsewhere must be
+    `harmless`."""
     method = publish_method(exchange, routing_key)
     header = body_head.pack(BASIC, 0, len(body)) + properties
     frames = [encode_frame(METHOD, channel, method), encode_frame(HEADER, channel, header)]
@@ -792,9 +788,9 @@ def harmless(properties: bytes, longest: int, user: str = "") -> tuple[bytes, li
     direct reply-to address from its own channel. Raises WireError for what cannot be read.
     """
     try:
-        renamed, changes = rewritten(properties, OBEYED, user)
+        renamed, changes = rewritten(properties, {**OBEYED, **dict.fromkeys(COUNTS)}, user)
         if len(renamed) > longest:
-            renamed, changes = rewritten(properties, dict.fromkeys(OBEYED), user)
+            renamed, changes = rewritten(properties, dict.fromkeys((*OBEYED, *COUNTS)), user)
     except (struct_error, IndexError, KeyError) as error:
         raise WireError(f"properties that cannot be read: {error}") from error
     return renamed, changes
@@ -817,9 +813,11 @@ def rewritten(
         elif name == "reply_to" and value[1:] == DIRECT_REPLY_TO.encode():
             kept &= ~bit
             changes.append("without its reply_to, which only its sender's channel could use")
-        elif name == "headers" and (table := rewritten_table(value, renamed)) != value:
+        elif name == "headers":
+            table, found = rewritten_table(value, renamed)
             parts.append(table)
-            changes.append("with its header CC or BCC renamed, so that it goes to one queue")
+            if found & OBEYED.keys():
+                changes.append("with its header CC or BCC renamed, so that it goes to one queue")
         else:
             parts.append(value)
     if end > len(properties):
@@ -835,23 +833,29 @@ def end_of_property(properties: bytes, start: int, name: str, read: Any) -> int:
     return start + (longlong.size if read is read_timestamp else 1)
 
 
-def rewritten_table(table: bytes, renamed: Mapping[str, str | None]) -> bytes:
-    """`table` with headers renamed, or left out. Values are passed over and not read."""
+def rewritten_table(table: bytes, renamed: Mapping[str, str | None]) -> tuple[bytes, set[str]]:
+    """`table` with headers renamed, or left out, and their names. Values are passed over and not
+    read."""
+    found: set[str] = set()
     if not any(shortstr(name) in table for name in renamed):
-        return table  # as nearly all are
+        return table, found  # as nearly all are
     parts = []
     end = long.size
     while end < len(table):
         start, name_ends = end, end + 1 + table[end]
         name = table[start + 1 : name_ends].decode("latin-1")
         end = end_of_value(table, name_ends)
-        travels = renamed.get(name, name)
-        if travels is not None:
-            named = table[start:name_ends] if travels == name else shortstr(travels)
-            parts.append(named + table[name_ends:end])
+        named = table[start:name_ends]
+        if name in renamed:
+            found.add(name)
+            travels = renamed[name]
+            if travels is None:
+                continue
+            named = shortstr(travels)
+        parts.append(named + table[name_ends:end])
     if end > len(table):
         raise IndexError("a value longer than its table")
-    return longstr(b"".join(parts))
+    return (longstr(b"".join(parts)) if found else table), found
 
 
 VALUE_SIZES = {letter: number.size for letter, number in NUMBERS.items()}
