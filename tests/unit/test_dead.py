@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from workqueue import Broker, Job, Message, Queue, Reject, RetryPolicy, Worker
-from workqueue.errors import WorkqueueError
+from workqueue.errors import NotSent, QueueFull, WorkqueueError
 from workqueue.testing import FaultyTransport
 from workqueue.testing.faulty import Fault
 from workqueue.transports.copies import DEAD_AT, ORIGIN, REASON, this_worker
-from workqueue.transports.memory import MemoryTransport
+from workqueue.transports.memory import MemoryPublisher, MemoryTransport
 
 FUTURE = 4e9
 """Seconds since 1970: told by a machine whose clock is wrong."""
@@ -145,3 +146,19 @@ def test_what_the_broker_set_aside(queue: Queue, reason: str, told: str) -> None
     assert (letter.queue, letter.reason, letter.worker) == ("jobs", told, None)
     assert letter.dead_at == died_at.timestamp()
     assert letter.message.headers == {"tenant": 7}
+
+
+def test_a_letter_stays_unless_its_driver_accounts_for_it(queue: Queue) -> None:
+    """A driver that names equal copies of what was refused does not make a letter vanish."""
+
+    class NamesCopies(MemoryPublisher):
+        def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+            failures = [(replace(message), QueueFull("full")) for message in messages]
+            raise NotSent("full", failures=failures)
+
+    bury(queue, "a", "b")
+    store = queue.transport.store  # type: ignore[attr-defined]
+    queue.transport.publisher = lambda: NamesCopies(store)  # type: ignore[method-assign]
+    with pytest.raises(NotSent, match="at fault"):
+        queue.dead.requeue()
+    assert found(queue) == ["a", "b"]
