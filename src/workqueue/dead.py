@@ -16,7 +16,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from workqueue.careful import CarefulConsumer
-from workqueue.errors import LookCutShort, NotSent, QueueNotFound
+from workqueue.errors import (
+    LookCutShort,
+    NotSent,
+    QueueNotFound,
+    Unconfirmed,
+    account_fault,
+    class_name,
+)
 from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Transport
 from workqueue.transports.copies import (
@@ -242,9 +249,15 @@ class DeadLetters:
     def send(
         self, publisher: Any, queue: str, letters: Sequence[DeadLetter]
     ) -> list[tuple[Message, NotSent]]:
+        """What was not sent. A letter is taken from the dead ones only if its driver accounts for
+        it: else all of them stay."""
+        messages = [letter.message for letter in letters]
         try:
-            publisher.publish(queue, [letter.message for letter in letters], CONFIRM_TIMEOUT)
+            publisher.publish(queue, messages, CONFIRM_TIMEOUT)
         except NotSent as error:
+            if fault := account_fault(error, {id(message) for message in messages}):
+                told = f"the transport is at fault: {class_name(publisher)} {fault}"
+                return [(message, Unconfirmed(told)) for message in messages]
             return list(error.failures)
         return []
 

@@ -39,7 +39,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from workqueue.message import Delivery, Message
 
@@ -291,3 +291,27 @@ def asked_for(wanted: object) -> str:
 def class_name(thing: object) -> str:
     """`module.Class`, by which the authors of a plugin are found."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def account_fault(error: NotSent, given: Collection[int]) -> str:
+    """How a driver's account of a failed call is wrong; "" if it is whole.
+
+    `given` are the identities of the messages that the driver was given. Each must be named among
+    the failures, as the very object, or be counted in `sent`: what is not known to have failed
+    would be taken for placed.
+    """
+    try:
+        named = [id(message) for message, _ in error.failures]
+        foreign = [cause for _, cause in error.failures if not isinstance(cause, NotSent)]
+    except (TypeError, ValueError):
+        return "gave failures that are not pairs of a message and its cause"
+    if foreign:
+        return f"gave a cause of failure that is no NotSent: {foreign[0]!r}"
+    if not set(named) <= set(given):
+        return "named a failed message that it was not given, such as a copy of one"
+    if len(set(named)) < len(named):
+        return "named a failed message twice"
+    if len(named) + error.sent != len(given):
+        accounted = f"{len(named)} failed and {error.sent} sent"
+        return f"accounted for {accounted}, and was given {len(given)}"
+    return ""

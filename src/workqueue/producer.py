@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from types import TracebackType
@@ -26,6 +26,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
     WorkqueueError,
+    account_fault,
     class_name,
 )
 from workqueue.forks import renew_after_fork
@@ -311,7 +312,7 @@ class Producer:
                 self.queue.name, list(load.pending.values()), patience
             )
         except NotSent as error:
-            if fault := fault_in(error, load.pending):
+            if fault := account_fault(error, load.pending):
                 self.distrust(load, self.fault(fault), error)
             load.note(error)
             if not all(isinstance(cause, LEAVES_PUBLISHER_USABLE) for _, cause in error.failures):
@@ -391,30 +392,6 @@ class StillPending(Exception):
 
 class Distrusted(Exception):
     """The transport broke its contract, and what is pending may be with the broker or not."""
-
-
-def fault_in(error: NotSent, given: Collection[int]) -> str:
-    """How a driver's account of a failed call is wrong; "" if it is whole.
-
-    `given` are the identities of the messages that the driver was given. Each must be named among
-    the failures, as the very object, or be counted in `sent`: what is not known to have failed
-    would be taken for placed.
-    """
-    try:
-        named = [id(message) for message, _ in error.failures]
-        foreign = [cause for _, cause in error.failures if not isinstance(cause, NotSent)]
-    except (TypeError, ValueError):
-        return "gave failures that are not pairs of a message and its cause"
-    if foreign:
-        return f"gave a cause of failure that is no NotSent: {foreign[0]!r}"
-    if not set(named) <= set(given):
-        return "named a failed message that it was not given, such as a copy of one"
-    if len(set(named)) < len(named):
-        return "named a failed message twice"
-    if len(named) + error.sent != len(given):
-        accounted = f"{len(named)} failed and {error.sent} sent"
-        return f"accounted for {accounted}, and was given {len(given)}"
-    return ""
 
 
 class Load:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.broker import Broker, Vhost
 from workqueue.message import Delivery, Message
-from workqueue.testing import TransportSuite, eventually, transport_machine
+from workqueue.testing import CheckedTransport, TransportSuite, eventually, transport_machine
 from workqueue.transport import Ack, QueueSpec
 from workqueue.transports.rabbitmq import driver
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
@@ -55,7 +55,16 @@ class TestQuorum(TransportSuite):
 
 
 class TestClassic(TestQuorum):
+    """On a transport that is checked at every call besides."""
+
     not_before_4_3: ClassVar[dict[str, str]] = {}
+
+    @pytest.fixture
+    def transport(self, vhost: Vhost) -> Iterator[CheckedTransport]:
+        transport = CheckedTransport(RabbitMQTransport(vhost.url))
+        yield transport
+        transport.close()
+        assert transport.faults == []
 
     def spec(self, name: str, **options: Any) -> QueueSpec:
         return QueueSpec(name=name, type="classic", **options)

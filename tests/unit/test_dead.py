@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +14,12 @@ import pytest
 from msgspec.structs import replace
 
 from workqueue import Broker, Job, Message, Queue, Reject, RetryPolicy, Worker, connect, dead
-from workqueue.errors import LookCutShort, WorkqueueError
+from workqueue.errors import LookCutShort, NotSent, QueueFull, WorkqueueError
 from workqueue.testing import FaultyTransport
 from workqueue.testing.faulty import Fault
 from workqueue.transport import Transport
 from workqueue.transports.copies import DEAD_AT, FAILURES, ORIGIN, REASON, this_worker
-from workqueue.transports.memory import MemoryTransport
+from workqueue.transports.memory import MemoryPublisher, MemoryTransport
 
 FUTURE = 4e9
 """Seconds since 1970: told by a machine whose clock is wrong."""
@@ -300,3 +300,19 @@ def test_what_expired_while_its_queue_was_migrated(queue: Queue) -> None:
     [letter] = queue.dead.letters()
     assert (letter.queue, letter.reason) == ("jobs", "expired")
     assert queue.dead.requeue() == ["a"]
+
+
+def test_a_letter_stays_unless_its_driver_accounts_for_it(queue: Queue) -> None:
+    """A driver that names equal copies of what was refused does not make a letter vanish."""
+
+    class NamesCopies(MemoryPublisher):
+        def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+            failures = [(replace(message), QueueFull("full")) for message in messages]
+            raise NotSent("full", failures=failures)
+
+    bury(queue, "a", "b")
+    store = queue.transport.store  # type: ignore[attr-defined]
+    queue.transport.publisher = lambda: NamesCopies(store)  # type: ignore[method-assign]
+    with pytest.raises(NotSent, match="at fault"):
+        queue.dead.requeue()
+    assert found(queue) == ["a", "b"]

@@ -43,6 +43,7 @@ from workqueue import (
     Unconfirmed,
     Unroutable,
 )
+from workqueue.errors import account_fault
 from workqueue.producer import (
     CHUNK_BYTES,
     CHUNK_MESSAGES,
@@ -55,7 +56,6 @@ from workqueue.producer import (
     Pace,
     Parcel,
     Pauses,
-    fault_in,
 )
 from workqueue.testing import Fault, FaultyTransport, eventually
 from workqueue.transports.memory import MemoryTransport
@@ -982,9 +982,9 @@ def test_a_driver_at_fault_makes_all_that_travelled_together_unconfirmed() -> No
     load = Load([Message(body=b"x", id=str(n)) for n in range(3)])
     first = next(iter(load.pending.values()))
     copied = NotSent("no", failures=[(structs.replace(first), QueueFull("no"))], sent=2)
-    assert "a copy" in fault_in(copied, load.pending)
+    assert "a copy" in account_fault(copied, load.pending)
     whole = NotSent("no", failures=[(first, QueueFull("no"))], sent=2)
-    assert fault_in(whole, load.pending) == ""
+    assert account_fault(whole, load.pending) == ""
 
 
 def test_an_error_of_ours_says_that_nothing_was_written() -> None:

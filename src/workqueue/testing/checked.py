@@ -20,10 +20,10 @@ from workqueue.errors import (
     NotSent,
     TransportFault,
     WorkqueueError,
+    account_fault,
     class_name,
 )
 from workqueue.message import Delivery, Message
-from workqueue.producer import fault_in
 from workqueue.transport import (
     Consumer,
     Outcome,
@@ -193,7 +193,7 @@ class CheckedPublisher:
         try:
             answer = self.inner.publish(queue, messages, timeout)  # type: ignore[func-returns-value]
         except NotSent as error:
-            if fault := fault_in(error, {id(message) for message in messages}):
+            if fault := account_fault(error, {id(message) for message in messages}):
                 self.transport.fault(self.inner, fault, error)
             self.transport.check_error(self.inner.publish, error)
             self.transport.check_time(self.inner, "publish", timeout, began)

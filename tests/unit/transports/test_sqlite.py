@@ -35,7 +35,12 @@ from workqueue.errors import (
     TooLarge,
 )
 from workqueue.message import Delivery, Message, new_id
-from workqueue.testing import TransportSuite, eventually, transport_machine
+from workqueue.testing import (
+    CheckedTransport,
+    TransportSuite,
+    eventually,
+    transport_machine,
+)
 from workqueue.transport import Ack, QueueSpec, Reject, Requeue, Retry, Transport
 from workqueue.transports.copies import REASON
 from workqueue.transports.sqlite import (
@@ -81,9 +86,10 @@ def check_counters(path: Path) -> None:
 class TestSQLite(TransportSuite):
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Iterator[Transport]:
-        transport = Counted(f"sqlite:///{tmp_path}/jobs.db")
+        transport = CheckedTransport(Counted(f"sqlite:///{tmp_path}/jobs.db"))
         yield transport
         transport.close()
+        assert transport.faults == []
 
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
