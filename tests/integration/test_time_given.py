@@ -56,8 +56,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("timeout", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.parametrize(
+    ("idle", "timeout"), [(True, 1.0), (True, 2.0), (True, 4.0), (False, 2.0), (False, 4.0)]
+)
 def test_a_connection_that_died_unseen_leaves_time_for_another(
     proxy: Proxy, vhost: Vhost, timeout: float, idle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +74,7 @@ def test_a_connection_that_died_unseen_leaves_time_for_another(
     assert "after" in {lent.message.id for lent in queue.transport.peek("q", 10)}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.rabbitmq("4.3")
 def test_a_broker_that_falls_silent_at_any_moment(stalling: Stalling, vhost: Vhost) -> None:
     """In the greeting, while queues are made, delays built, messages confirmed: in all of it."""
