@@ -305,6 +305,7 @@ class Shift:
         # Each look at a dead letter counts as a death on some brokers.
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
+        self.invite_at: float | None = None
         self.failure: RunnerFailed | None = None
         self.doubtful: list[tuple[float, Ending]] = []
         self.draining_since: float | None = None
@@ -353,12 +354,11 @@ class Shift:
 
     def heed(self, number: int, *, again: bool) -> None:
         """A stop signal has come, for the first time or `again`."""
-        first = not self.stops
+        if not self.stops:
+            self.invite_at = time.monotonic() + ECHO
         if again:
             self.tally.forced = number
-        self.stop(now=again)  # first, so that whoever reads the line is right about the next
-        if self.running and first:
-            log.info("finishing %d tasks; once more to stop now", len(self.running))
+        self.stop(now=again)
 
     # -- the whole shift
 
@@ -816,7 +816,15 @@ class Shift:
 
     # -- stopping
 
+    def invite_second_signal(self) -> None:
+        """Say that once more stops now, when it would: not while it would count as an echo."""
+        if self.invite_at is not None and time.monotonic() >= self.invite_at:
+            self.invite_at = None
+            if self.running and self.stops == 1:
+                log.info("finishing %d tasks; once more to stop now", len(self.running))
+
     def heed_stops(self, consumer: Consumer) -> None:
+        self.invite_second_signal()
         if self.stops and self.draining_since is None:
             self.draining_since = time.monotonic()
             consumer.pause()

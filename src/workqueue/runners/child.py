@@ -284,15 +284,17 @@ class Child:
 
     def listen(self) -> None:
         """In a thread of its own, while a handler runs in the first."""
-        with suppress(OSError):  # a handler closed what it does not know; the main thread will see
+        try:
             while byte := self.control.recv(1):
                 if byte == LOSE:
                     self.lost.set()
                 elif byte == STOP and self.handling:
                     self.asked = self.stopped = True
-                    # To this thread's sibling, so that it ends whatever call that waits in.
+                    # A signal also ends the call in which the main thread waits.
                     signal.pthread_kill(main_thread_id(), signal.SIGTERM)
-            kill_own_session()
+        except OSError:
+            return  # a handler has closed this socket; the main thread ends the child after it
+        kill_own_session()
 
 
 def packed(policy: RetryPolicy | None) -> bytes:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,9 @@ Handler = Function | Task[..., Any] | Queue
 
 LONGEST_REASON = 300
 """Characters of a reason."""
+
+MOST_CAUSES = 10
+"""Exceptions of a chain that are looked at."""
 
 LONGEST_ERROR = 8_000
 """Characters of a traceback: as many as a dead letter keeps."""
@@ -109,9 +112,26 @@ def ending_of(delivery: Delivery, error: BaseException) -> Ending:
 def is_signalled(error: BaseException) -> bool:
     """Whether a program that the handler started has died of a stop signal."""
     subprocess = sys.modules.get("subprocess")
-    if subprocess is None or not issubclass(type(error), subprocess.CalledProcessError):
+    if subprocess is None:
         return False
-    return getattr(error, "returncode", None) in STOP_STATUSES
+    try:
+        return any(
+            issubclass(type(cause), subprocess.CalledProcessError)
+            and cause.returncode in STOP_STATUSES
+            for cause in causes_of(error)
+        )
+    except BaseException:  # noqa: BLE001 - even reading it may run code of the handler
+        return False
+
+
+def causes_of(error: BaseException) -> Iterator[Any]:
+    """The exception and those that led to it, the last ones of many."""
+    cause: BaseException | None = error
+    for _ in range(MOST_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def delay_of(error: BaseException) -> float | None:

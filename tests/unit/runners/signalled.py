@@ -66,6 +66,14 @@ def run_program(job: Job[Any]) -> None:
     subprocess.run(["sleep", "600"], check=True)
 
 
+def wrap_program(job: Job[Any]) -> None:
+    """As libraries do, with an exception of their own."""
+    try:
+        run_program(job)
+    except subprocess.CalledProcessError as error:
+        raise LookupError("no thumbnail") from error
+
+
 def default_again(job: Job[Any]) -> None:
     """It dies of a signal, since its code wants to."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

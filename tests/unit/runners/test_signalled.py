@@ -76,7 +76,7 @@ def test_the_worker_is_obeyed(tmp_path: Path, how: str, handler: str) -> None:
     assert cleaned.read_text() == "x"
 
 
-@pytest.mark.parametrize("handler", ["run_program", "default_again"])
+@pytest.mark.parametrize("handler", ["run_program", "wrap_program", "default_again"])
 def test_failures_that_a_signal_may_have_caused(tmp_path: Path, handler: str) -> None:
     """They are marked: whether all processes were signalled is known a little later."""
     note = tmp_path / "note"
@@ -84,9 +84,9 @@ def test_failures_that_a_signal_may_have_caused(tmp_path: Path, handler: str) ->
         job = delivery(str(note))
         bench.runner.run(job)
         pid = pid_in(note)
-        if handler == "run_program":
+        if handler != "default_again":
             eventually(lambda: len(session_of(pid)) > 1, within=ENOUGH)
-        signal_session(pid, signal.SIGTERM)
+        signal_session(pid, signal.SIGTERM, leader_too=handler == "default_again")
         [ending] = bench.endings(job)
     assert (ending.verdict, ending.signalled) == (Verdict.FAILED, True)
 
