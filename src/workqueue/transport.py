@@ -302,8 +302,9 @@ class Consumer(Protocol):
         fail at the same attempt [test_another_time_is_not_an_attempt]. Reject: in the dead-letter
         queue with its reason
         [test_reject_sets_aside]. A Retry or Reject drops the original only when its copy is
-        safe, and settling does not wait for that; a copy that cannot be made safe sends the
-        original back.
+        safe, and settling does not wait for that. While a copy cannot be made safe it is tried
+        again, and the original stays out: it counts in the prefetch, and is handed out again only
+        if the consumer closes or is lost before.
 
         ValueError for a delivery that is not out at this consumer: of another one, or settled
         before [test_settling_twice]; then nothing of the batch is settled.
