@@ -369,8 +369,9 @@ class Consumer(Protocol):
         [test_another_time_is_not_an_attempt]. Reject: in the dead-letter queue with its reason
         [test_reject_sets_aside] and error [test_a_dead_letter_has_its_error]. Copies of a message
         without an id get one [test_a_foreign_message_gets_an_id_with_its_copy]. A Retry or Reject
-        drops the original only when its copy is safe, and settling does not wait for that; a copy
-        that cannot be made safe sends the original back.
+        drops the original only when its copy is safe, and settling does not wait for that. While a
+        copy cannot be made safe it is tried again, and the original stays out: it counts in the
+        prefetch, and is handed out again only if the consumer closes or is lost before.
 
         ValueError for a delivery that is not out at this consumer: of another one, or settled
         before [test_settling_twice]; then nothing of the batch is settled, and the text is the

@@ -3,11 +3,13 @@ settled last is heard."""
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from msgspec.structs import replace
 from tests.integration.amqp10 import Amqp10Sender
 from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient
-from tests.integration.programs import PATIENCE
+from tests.integration.programs import PATIENCE, Desk
 from workqueue import Broker as Remote
 from workqueue import Job, NotSent, QueueFull, Reject, RetryLater, RetryPolicy, Unconfirmed, Worker
 from workqueue.health import state_of
@@ -197,6 +199,23 @@ def test_until_empty_does_not_wait_for_ever(
     tally = work.worker.run(until_empty=True)
     assert (tally.dead, tally.unplaced) == (1, 1)
     assert work.runs == {b"0": 1}
+
+
+def test_a_command_that_leaves_a_task_behind_says_so(
+    tmp_path: Path, broker: Broker, vhost: Vhost, client: ForeignClient
+) -> None:
+    """In its last line, and by its exit code: another run may succeed."""
+    desk = Desk(tmp_path, vhost.url)
+    desk.send("q", "fail")
+    worker = desk.work("q", "--max-attempts", "5", "--backoff", "0.5s..1s", "-n", "20")
+    eventually(lambda: desk.journal("start"), within=PATIENCE)
+    no_place_for_dead_letters(broker, vhost, client)
+    eventually(lambda: worker.says("cannot be placed"), within=PATIENCE)
+    worker.send(signal.SIGTERM)
+    result = worker.wait()
+    assert result.code == 69
+    assert "the broker did not take their copies" in result.err
+    desk.close()
 
 
 @pytest.mark.rabbitmq(config="frame_max = 8192")

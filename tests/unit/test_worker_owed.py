@@ -12,6 +12,7 @@ from workqueue import Broker, Job, Producer, Reject, Worker
 from workqueue import worker as workers
 from workqueue.health import state_of
 from workqueue.message import Delivery
+from workqueue.progress import Progress
 from workqueue.queue import Queue
 from workqueue.testing import eventually
 from workqueue.transport import Outcome
@@ -124,3 +125,11 @@ def test_it_waits_as_long_as_they_become_fewer(
     assert not thread.is_alive()
     assert worker.shift is not None
     assert worker.shift.tally.unplaced in unplaced
+
+
+def test_progress() -> None:
+    """A wait goes on while anything changes."""
+    progress = Progress(5.0)
+    assert all(progress.goes_on(100 - n, now=4.0 * n) for n in range(100))
+    assert progress.goes_on(1, now=4.0 * 99 + 4.9)
+    assert not progress.goes_on(1, now=4.0 * 99 + 5.1)

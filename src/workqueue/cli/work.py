@@ -287,7 +287,7 @@ def work(
 def report(session: Session, queue: str, tally: Tally) -> None:
     if session.json:
         record = asdict(tally)
-        del record["forced"]
+        del record["forced"], record["unplaced"]  # the exit code tells of both
         print_json({"queue": queue, **record})
     told = f"{tally.done} done, {tally.retried} retried, {tally.dead} dead"
     if tally.handed_back:

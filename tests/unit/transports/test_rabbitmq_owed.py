@@ -19,7 +19,6 @@ from workqueue.errors import (
     WorkqueueError,
 )
 from workqueue.message import Delivery, Message
-from workqueue.progress import Progress
 from workqueue.testing import eventually
 from workqueue.transports.copies import ERROR, FAILURES, REASON
 from workqueue.transports.forms import Form
@@ -112,14 +111,6 @@ def test_a_full_queue_takes_what_waits_for_its_time() -> None:
 
 def test_pauses_stay_between_bounds() -> None:
     assert all(0.05 <= pause(tries, 20.0) <= 20.0 for tries in range(1, 2_000))
-
-
-def test_progress() -> None:
-    """A wait goes on while anything changes."""
-    progress = Progress(5.0)
-    assert all(progress.goes_on(100 - n, now=4.0 * n) for n in range(100))
-    assert progress.goes_on(1, now=4.0 * 99 + 4.9)
-    assert not progress.goes_on(1, now=4.0 * 99 + 5.1)
 
 
 def test_what_may_close_the_channel_travels_alone() -> None:

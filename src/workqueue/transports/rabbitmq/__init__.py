@@ -15,6 +15,8 @@ Reading order, the way a message goes:
     destinations  looks at the queues that a sender publishes to
     publisher   sends, in a window
     copier      publishes the copies that retries and dead letters make, beside a consumer
+    owed        when a copy that could not be placed is tried again, and in which form: pure
+    causes      why a publish failed, as far as the copier must tell
     consumer    lends deliveries and settles them
     driver      the transport that makes them, and looks at queues
     management  figures that only RabbitMQ's HTTP API has

@@ -31,7 +31,6 @@ from msgspec.structs import replace
 
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost, LookCutShort
 from workqueue.message import Delivery, Message
-from workqueue.progress import Progress
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
 from workqueue.transports.copies import (
@@ -646,9 +645,11 @@ class RabbitMQConsumer:
     def wait_for_copies(self) -> None:
         """As long as there are fewer and fewer on their way: an original that goes back while its
         copy is made safe is a duplicate."""
-        progress = Progress(COPY_PATIENCE)
+        left, until = 0, 0.0
         with suppress(ConsumerLost):
-            while self.copying and progress.goes_on(len(self.copying), time.monotonic()):
+            while self.copying and (len(self.copying) != left or time.monotonic() < until):
+                if len(self.copying) != left:
+                    left, until = len(self.copying), time.monotonic() + COPY_PATIENCE
                 self.turn(0.05)
 
     def close(self) -> None:
