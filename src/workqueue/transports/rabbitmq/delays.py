@@ -21,7 +21,7 @@ from workqueue.transports.rabbitmq.gate import (
     GATE_SUFFIX,
     LONGEST_NAME,
     gate_is_open,
-    is_migrating,
+    has_marker,
 )
 from workqueue.transports.rabbitmq.ladder import (
     DUE,
@@ -242,7 +242,7 @@ class Delays:
         if gate_is_open(link, queue):
             return False
         self.without_gate[queue] = time.monotonic()
-        return is_migrating(link, queue)
+        return has_marker(link, queue)
 
 
 def is_there(link: Link, part: Part) -> bool:

@@ -19,7 +19,13 @@ from enum import Enum
 import amqp
 
 from workqueue.errors import AccessRefused, ConfigError, QueueNotFound
-from workqueue.transports.rabbitmq.gate import GATE_SUFFIX, LONGEST_NAME, gate_is_open, is_migrating
+from workqueue.transports.rabbitmq.gate import (
+    GATE_SUFFIX,
+    LONGEST_NAME,
+    gate_is_open,
+    has_marker,
+    open_gate,
+)
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
@@ -92,7 +98,7 @@ class Destinations:
         except AccessRefused:
             return Known.UNKNOWN
         gate = gate_is_open(self.link, queue)
-        if not gate and is_migrating(self.link, queue):
+        if not gate and has_marker(self.link, queue):
             return Known.MIGRATING
         if not there:
             raise QueueNotFound(queue)
@@ -101,6 +107,8 @@ class Destinations:
         bound = self.bind(queue)
         if bound:  # who may not even bind may not ask what the exchange is like
             check_exchange(self.link, there=True)
+            if not gate:
+                open_gate(self.link, queue)
         # Not bound again and again without a gate: nothing would stop it when a migration begins.
         return Known.BOUND if bound and gate else Known.THERE
 

@@ -31,7 +31,7 @@ from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, Sta
 from workqueue.transports.rabbitmq.address import Address, Source
 from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.destinations import ensure_exchange
-from workqueue.transports.rabbitmq.gate import check_not_migrating
+from workqueue.transports.rabbitmq.gate import check_not_migrating, open_gate
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
@@ -117,8 +117,6 @@ class RabbitMQTransport:
     # -- declare
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
-        from workqueue.transports.rabbitmq.migration import open_gate
-
         with self.link("setup") as link:
             check_not_migrating(link, spec.name)
             made = not exists(link, spec.name)

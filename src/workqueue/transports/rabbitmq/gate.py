@@ -28,9 +28,29 @@ def gate_is_open(link: Link, queue: str) -> bool:
     return True
 
 
+def open_gate(link: Link, queue: str) -> None:
+    """Workers see from now on whether it is closed; not for a name that cannot migrate, nor where
+    we may not make it."""
+    if len(queue.encode()) > LONGEST_NAME:
+        return
+    channel = link.channel()
+    try:
+        channel.exchange_declare(queue + GATE_SUFFIX, "fanout", durable=True, auto_delete=False)
+    except ChannelClosed as closed:
+        if closed.code != ACCESS_REFUSED:
+            raise
+        return
+    channel.close()
+
+
 def is_migrating(link: Link, queue: str) -> bool:
     """Whether `queue` is being migrated right now, as far as we may know."""
-    if len(queue.encode()) > LONGEST_NAME or gate_is_open(link, queue):
+    return not gate_is_open(link, queue) and has_marker(link, queue)
+
+
+def has_marker(link: Link, queue: str) -> bool:
+    """Whether a queue whose gate is not open was closed, and not just never given one."""
+    if len(queue.encode()) > LONGEST_NAME:
         return False
     with suppress(AccessRefused):
         return exists(link, queue + MARKER_SUFFIX)

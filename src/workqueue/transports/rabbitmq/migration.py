@@ -50,11 +50,11 @@ from workqueue.transports.rabbitmq.gate import (
     MARKER_SUFFIX,
     gate_is_open,
     is_migrating,
+    open_gate,
 )
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.mover import Immovable, Mover
 from workqueue.transports.rabbitmq.survey import (
-    ACCESS_REFUSED,
     NOT_FOUND,
     count,
     declare,
@@ -122,21 +122,6 @@ class GateProbe:
             code, _ = wire.decode_refusal(inbound.arguments)
             self.found = code == NOT_FOUND
             self.blind = not self.found
-
-
-def open_gate(link: Link, queue: str) -> None:
-    """Workers see from now on whether it is closed; not for a name that cannot migrate, nor where
-    we may not make it."""
-    if len(queue.encode()) > LONGEST_NAME:
-        return
-    channel = link.channel()
-    try:
-        channel.exchange_declare(queue + GATE_SUFFIX, "fanout", durable=True, auto_delete=False)
-    except ChannelClosed as closed:
-        if closed.code != ACCESS_REFUSED:
-            raise
-        return
-    channel.close()
 
 
 def close_gate(link: Link, queue: str) -> None:
