@@ -237,7 +237,8 @@ class Transport(Protocol):
         its place; `say` is given a line for each step.
 
         Meanwhile our senders and workers meet QueueMigrating and go on by themselves. Whoever
-        sends past us is not held off: where there may be such, Unsupported unless `force`.
+        sends past us is not held off: where there may be such, or where the transport cannot know
+        what others route to the queue and could not keep it, Unsupported unless `force`.
         Interrupted at any point nothing is lost, and calling it again goes on. Raises
         QueueNotFound.
         """

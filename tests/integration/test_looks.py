@@ -15,6 +15,7 @@ from workqueue.testing import eventually
 from workqueue.transport import Ack, QueueSpec
 from workqueue.transports.copies import ORIGIN, REASON
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
+from workqueue.transports.rabbitmq.survey import declare
 
 pytestmark = [pytest.mark.rabbitmq("3.10", "4.0", "4.3"), pytest.mark.timeout(180)]
 
@@ -89,3 +90,17 @@ def test_all_dead_letters_are_seen(
     assert transport.stats("q").ready == MANY - 1
     assert transport.stats("q").dead == 0
     desk.close()
+
+
+def test_looking_at_a_classic_queue_of_dead_letters_changes_nothing(vhost: Vhost) -> None:
+    """One that others made: what was looked at before is neither copied nor moved to its end."""
+    transport = RabbitMQTransport(vhost.url)
+    with transport.link("test") as link:
+        declare(link, "q.dead", {"x-queue-type": "classic"})
+    transport.declare(QueueSpec(name="q"))
+    ids = fill(transport, "q.dead")
+    dead = DeadLetters(transport, "q")
+    for _ in range(3):
+        assert [letter.id for letter in dead.letters()] == ids
+        eventually(lambda: transport.stats("q").dead == MANY, within=PATIENCE)
+    transport.close()

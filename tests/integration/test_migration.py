@@ -14,6 +14,7 @@ from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE
 from workqueue import ConnectionLost, Unsupported
+from workqueue.cli.torture.proxy import Proxy
 from workqueue.dead import DeadLetters
 from workqueue.errors import AccessRefused, ConfigError, WorkqueueError
 from workqueue.message import Message
@@ -413,3 +414,25 @@ def test_many_are_moved_once(
     moved = transport.migrate(QueueSpec(name="many", type=after), lambda _: None)
     assert moved == 20_000
     assert transport.stats("many").ready == 20_000
+
+
+@pytest.mark.parametrize("word", ["waits in q.moving", "moved 3,000 messages to", "made q with"])
+def test_a_connection_that_is_cut_leaves_it_usable(
+    transport: RabbitMQTransport, broker: Broker, vhost: Vhost, proxy: Proxy, word: str
+) -> None:
+    """Really cut, at the moment at which a step is said; a second call finishes it."""
+    roomy = QueueSpec(name="q", max_length=99_999)
+    send(transport, *(Message(body=b"x") for n in range(3_000)))
+    through = RabbitMQTransport(proxy.through(vhost.url), management_url=broker.management_url)
+
+    def cut(line: str) -> None:
+        if word in line:
+            proxy.reset_all()
+
+    with pytest.raises(ConnectionLost):
+        through.migrate(roomy, cut)
+    send(transport, Message(body=b"y"))
+    through.migrate(roomy, lambda _: None)
+    assert transport.declare(roomy) is False
+    assert transport.stats("q").ready == 3_001
+    assert not names(broker, vhost) & {"q.moving", "q.migrating"}

@@ -358,8 +358,8 @@ class RabbitMQConsumer:
 
     def arrive(self, delivery: Delivery, *, counted: bool) -> None:
         """To be handed out; but from a classic queue, which counts no deaths, what comes back is
-        first replaced by a copy that counts this one."""
-        if counted or self.survey.type != "classic":
+        first replaced by a copy that counts this one. Not dead letters: those were looked at."""
+        if counted or self.survey.type != "classic" or self.queue.endswith(DEAD_SUFFIX):
             self.arrivals.append(delivery)
         else:
             self.copy(delivery, self.queue, survivor_copy(delivery))

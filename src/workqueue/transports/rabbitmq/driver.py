@@ -10,7 +10,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -317,7 +317,7 @@ class RabbitMQTransport:
                     raise QueueNotFound(spec.name)
                 self.delays.forget()
                 return migration.run()
-        except (WorkqueueError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
             if migration is not None and migration.begun:
                 self.undo_migration(spec, say, error)
             raise
@@ -325,13 +325,18 @@ class RabbitMQTransport:
     def undo_migration(
         self, spec: QueueSpec, say: Callable[[str], None], error: BaseException
     ) -> None:
-        """Over a connection of its own: the failed one may be gone."""
+        """Over a connection of its own: the failed one may be gone, or whoever listens to `say`."""
+
+        def try_to_say(what: str) -> None:
+            with suppress(Exception):
+                say(what)
+
         try:
             with self.link("migrate", heartbeat=self.address.heartbeat) as link:
-                self.migration(link, spec, say, force=True).undo()
+                self.migration(link, spec, try_to_say, force=True).undo()
         except WorkqueueError as failed:
             if str(failed) != str(error):
-                say(f"the migration of {spec.name} was not undone: {failed}")
+                try_to_say(f"the migration of {spec.name} was not undone: {failed}")
             if isinstance(error, WorkqueueError) and not error.hint:
                 error.hint = "Nothing is lost: call this again, and it goes on where it stopped."
 
