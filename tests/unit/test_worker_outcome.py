@@ -264,17 +264,18 @@ def dying_loop(monkeypatch: pytest.MonkeyPatch) -> Runner:
     return AsyncRunner(handle)
 
 
-def dying_selector(monkeypatch: pytest.MonkeyPatch) -> Runner:
+def dying_turn(monkeypatch: pytest.MonkeyPatch) -> Runner:
     async def handle(job: Job[int]) -> None:
-        asyncio.get_running_loop()._selector.close()  # type: ignore[attr-defined]
+        asyncio.get_running_loop()._run_once = lambda: 1 / 0  # type: ignore[attr-defined]
         await asyncio.sleep(0.01)
 
     return AsyncRunner(handle)
 
 
 def dying_owner(monkeypatch: pytest.MonkeyPatch) -> Runner:
-    def die(*_: object) -> None:
-        raise MemoryError
+    def die(runner: ProcessRunner) -> None:
+        if runner.backlog:
+            raise MemoryError
 
     monkeypatch.setattr(ProcessRunner, "assign", die)
     return ProcessRunner("tests.unit.runners.handlers:obey")
@@ -291,7 +292,7 @@ def dying_command(monkeypatch: pytest.MonkeyPatch) -> Runner:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
-    "dying", [dying_thread, dying_loop, dying_selector, dying_owner, dying_command]
+    "dying", [dying_thread, dying_loop, dying_turn, dying_owner, dying_command]
 )
 def test_a_part_of_the_runner_that_dies(
     dying: Callable[[pytest.MonkeyPatch], Runner],
