@@ -234,8 +234,8 @@ class DeadLetters:
                     seen += 1
             if batch:
                 yield batch
-            elif there and seen >= there:
-                return
+            elif there and seen >= there and (deliveries or not self.count()):
+                return  # not by the first count alone: what was just handed back is not in it yet
             if deliveries:
                 last = asked = time.monotonic()  # after the yield: what is done may take long
             elif time.monotonic() - asked > QUIET:
