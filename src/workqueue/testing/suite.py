@@ -1330,7 +1330,7 @@ class TransportSuite:
         other = another("migrated")
         transport.declare(self.spec(other, max_length=5, ttl=60.0))
         for ttl in (30.0, None):
-            transport.migrate(self.spec(other, max_length=9, ttl=ttl), lambda _: None)
+            transport.migrate(self.spec(other, max_length=9, ttl=ttl), lambda _: None, force=True)
             with pytest.raises(QueueMismatch) as caught:
                 transport.declare(self.spec(other, max_length=8, ttl=60.0))
             assert caught.value.differences == {"max length": (8, 9), "ttl": (60.0, ttl)}

@@ -706,8 +706,10 @@ def lend_for_a_look(link: Link, queue: str, count: int, more: Callable[[], int])
             asked = time.monotonic()
             if not missing or asked - arrived > LOOK_SLOWLY:
                 break
-    lane.stop()
-    link.wire.write(lane.give_back(list(lane.held)))
+    if lane.ended is None:
+        lane.stop()
+        link.wire.write(lane.give_back(list(lane.held)))
+        lane.settle_through()
     lane.close()
     shown = [replace(delivery, receipt=None) for delivery in seen[:count]]
     if missing or lane.ended is not None:
