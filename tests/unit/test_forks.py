@@ -31,6 +31,7 @@ KEPT_BY_THE_PARENT = {
     "transports/rabbitmq/dial.py": "of one look-up",
     "cli/bench.py": "of a command",
     "cli/torture/proxy.py": "of a command",
+    "testing/checked.py": "held for a few statements, by whoever tests a transport",
 }
 """Files that make plain locks, and why a forked child does not meet them."""
 

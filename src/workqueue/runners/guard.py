@@ -112,10 +112,13 @@ def starting() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"no process can be started: {error.strerror}",
-            hint="See the limits of this shell: ulimit -a",
-        ) from error
+        hint = "See the limits of this shell: ulimit -a"
+        program = ""
+        if error.filename is not None:  # it may not be run, or is not there: no limit
+            program = f"{os.fsdecode(error.filename)}: "
+            hint = "The worker's user must be able to run it."
+        told = f"no process can be started: {program}{error.strerror}"
+        raise ConfigError(told, hint=hint) from error
 
 
 @contextmanager
