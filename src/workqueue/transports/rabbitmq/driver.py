@@ -423,9 +423,10 @@ class RabbitMQTransport:
             return int(link.channel().queue_purge(queue))
 
     def delete(self, queue: str) -> None:
-        from workqueue.transports.rabbitmq.migration import close_gate
+        from workqueue.transports.rabbitmq.migration import close_gate, drop_stale_marker
 
         with self.link("delete") as link:
+            drop_stale_marker(link, queue)  # first: without its gate the queue would be migrating
             if exists(link, queue):
                 check_type(queue, find_type(link, queue))
                 link.channel().queue_delete(queue)
