@@ -43,6 +43,7 @@ from amqp.spec import Exchange as ExchangeMethods
 
 from workqueue.errors import ConfigError, QueueMigrating, Unsupported, WorkqueueError
 from workqueue.transport import DEAD_SUFFIX
+from workqueue.transports.copies import HOLDING_SUFFIX
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.gate import (
     GATE_SUFFIX,
@@ -62,8 +63,6 @@ from workqueue.transports.rabbitmq.survey import (
     exists,
 )
 from workqueue.transports.rabbitmq.topology import holding_arguments
-
-HOLDING_SUFFIX = ".moving"
 
 PROBE_EVERY = 1.0
 """Seconds between a consumer's looks at the gate."""
