@@ -398,7 +398,7 @@ def test_those_that_cannot_be_sent_do_not_keep_others_back(
     monkeypatch.setattr(dead, "BATCH", 10)
     bury(queue, *(f"m{number:02d}" for number in range(40)))
     refuse_ids(queue, {f"m{number:02d}" for number in range(9)}, monkeypatch)
-    with pytest.raises(NotSent, match="^9 were not brought back: full$") as failed:
+    with pytest.raises(NotSent, match=r"^9 were not brought back: full$") as failed:
         queue.dead.requeue()
     assert (failed.value.sent, len(failed.value.failures)) == (31, 9)
     assert queue.stats().dead == 9
@@ -412,7 +412,7 @@ def test_where_none_can_be_sent_the_rest_is_left(
     ids = [f"m{number:02d}" for number in range(40)]
     bury(queue, *ids)
     refuse_ids(queue, set(ids), monkeypatch)
-    with pytest.raises(NotSent, match="^10 were not brought back: full; the rest") as failed:
+    with pytest.raises(NotSent, match=r"^10 were not brought back: full; the rest") as failed:
         queue.dead.requeue()
     assert (failed.value.sent, len(failed.value.failures)) == (0, 10)
     assert queue.stats().dead == 40
@@ -426,7 +426,7 @@ def test_a_look_cut_short_does_not_hide_what_failed(
     bury(queue, *(f"m{number}" for number in range(10)))
     only(queue.transport, 4, 10, *[6] * 1000)
     refuse_ids(queue, {"m1"}, monkeypatch)
-    with pytest.raises(NotSent, match="1 were not .*: full; .*4 messages of about 10") as failed:
+    with pytest.raises(NotSent, match=r"1 were not .*: full; .*4 messages of about 10") as failed:
         queue.dead.requeue()
     assert (failed.value.sent, [m.id for m, _ in failed.value.failures]) == (3, ["m1"])
 

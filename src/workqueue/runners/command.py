@@ -109,7 +109,11 @@ class CommandRunner:
             for name, value in self.guard.environment().items()
             if name not in self.withheld
         }
-        self.threads = start_slots(slots, self.work)
+        try:
+            self.threads = start_slots(slots, self.work, lambda: self.waiting.put(None))
+        except BaseException:
+            self.guard.close()
+            raise
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
         if timeout is not None:
