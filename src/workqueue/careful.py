@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from workqueue.errors import BrokerFailed, ConsumerLost
-from workqueue.message import Delivery
+from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Outcome, Transport
 from workqueue.transports.copies import without_brokers_own
 
@@ -77,14 +77,14 @@ class CarefulConsumer:
             self.ask_for_less(error)
             return []
         fresh = [delivery for delivery in received if not take(self.kept_again, delivery)]
-        self.given.extend(map(identity, fresh))
+        self.given.extend(identity(delivery.message) for delivery in fresh)
         return fresh
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """If the broker fails meanwhile and gives back what was acknowledged, that is acknowledged
         again."""
         assert self.consumer is not None
-        self.gone.extend(identity(outcome.delivery) for outcome in outcomes)
+        self.gone.extend(identity(outcome.delivery.message) for outcome in outcomes)
         self.lent -= len(outcomes)
         try:
             if self.step:
@@ -130,15 +130,14 @@ def take(expected: Counter[int], delivery: Delivery) -> bool:
     """Whether it is one of those that are expected to come again; then there is one less."""
     if not expected:
         return False
-    key = identity(delivery)
+    key = identity(delivery.message)
     known = expected[key] > 0
     expected[key] -= known
     return known
 
 
-def identity(delivery: Delivery) -> int:
+def identity(message: Message) -> int:
     """What tells a message from others when it comes again. Two that are alike count as two."""
-    message = delivery.message
     headers = without_brokers_own(message.headers)
     try:
         past = hash(frozenset(headers.items()))

@@ -7,7 +7,8 @@ from the dead-letter queue, and what is not to go is handed back.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from workqueue.careful import CarefulConsumer
+from workqueue.careful import CarefulConsumer, identity
 from workqueue.errors import (
     LookCutShort,
     NotSent,
@@ -25,11 +26,12 @@ from workqueue.errors import (
     class_name,
 )
 from workqueue.message import Delivery, Message
-from workqueue.transport import DEAD_SUFFIX, Ack, Transport
+from workqueue.transport import DEAD_SUFFIX, Ack, Publisher, Transport
 from workqueue.transports.copies import (
     DEAD_AT,
     ERROR,
     FAILURES,
+    HOLDING_SUFFIX,
     ORIGIN,
     OUR_HEADERS,
     REASON,
@@ -44,7 +46,8 @@ OURS = OUR_HEADERS
 """Headers about a message's life, which a message that is sent again begins anew."""
 
 BATCH = 500
-"""Letters that are lent at once while they are brought back or dropped."""
+"""Letters that are brought back or dropped at once, and as many as may fail to be brought back
+until the rest is left: those stay lent until the end, or they would come round again."""
 
 QUIET = 1.0
 """Seconds without a letter after which it is asked whether there are more."""
@@ -53,9 +56,6 @@ SLOW = 10.0
 """Seconds without a letter after which a look ends although there are more: the broker is slow."""
 
 CONFIRM_TIMEOUT = 30.0
-
-HOLDING_SUFFIX = ".moving"
-"""RabbitMQ: NAME.moving holds the messages of NAME while NAME is migrated."""
 
 BROKERS_REASONS = {
     "expired": "expired",
@@ -132,33 +132,54 @@ class DeadLetters:
         """Send them to their queue again, as new: attempts begin at one. Their ids.
 
         Each is confirmed before it is taken away here, so that being interrupted at any point
-        leaves one too many, never one too few. Raises QueueNotFound; NotSent, once all others were
-        brought back, with those whose queue did not take them; LookCutShort as `letters` does.
+        leaves one too many, never one too few. Raises QueueNotFound; LookCutShort as `letters`
+        does; NotSent, once all others were brought back, with those whose queue did not take
+        them. After 500 of these the rest is left as it is.
         """
         return list(self.each_requeued(ids=ids, error=error, limit=limit))
 
     def each_requeued(
         self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
     ) -> Iterator[str | None]:
-        """As `requeue`, giving each id when that letter was brought back: not all of them are kept
-        in memory."""
+        """As `requeue`, giving each id when that letter was brought back. Of the letters that are
+        done, a few numbers each are kept in memory, and not the letters themselves."""
         failures: list[tuple[Message, NotSent]] = []
-        done = 0
-        with closing(self.transport.publisher()) as publisher:
-            for consumer, letters in self.each_batch(ids, error, limit):
-                back: list[Delivery] = []
-                for queue in dict.fromkeys(letter.queue for _, letter in letters):
-                    bound_for = [pair for pair in letters if pair[1].queue == queue]
-                    failed = self.send(publisher, queue, [letter for _, letter in bound_for])
+        done, rest = 0, ""
+        try:
+            with (
+                closing(self.transport.publisher()) as publisher,
+                closing(self.each_batch(ids, error, limit)) as batches,
+            ):
+                for consumer, letters in batches:
+                    back, failed = self.bring_back(publisher, letters)
+                    consumer.settle([Ack(delivery) for delivery in back])
+                    done += len(back)
+                    yield from [delivery.message.id for delivery in back]
                     failures += failed
-                    lost = {id(message) for message, _ in failed}
-                    back += [d for d, letter in bound_for if id(letter.message) not in lost]
-                consumer.settle([Ack(delivery) for delivery in back])
-                done += len(back)
-                yield from [delivery.message.id for delivery in back]
+                    if len(failures) >= BATCH:
+                        rest = "; the rest was left as it is"
+                        break
+        except LookCutShort as cut:
+            if not failures:
+                raise
+            rest = f"; {cut}"
         if failures:
-            told = f"{len(failures)} were not brought back: {failures[0][1]}"
+            told = f"{len(failures)} were not brought back: {failures[0][1]}{rest}"
             raise NotSent(told, failures=failures, sent=done)
+
+    def bring_back(
+        self, publisher: Publisher, letters: Sequence[tuple[Delivery, DeadLetter]]
+    ) -> tuple[list[Delivery], list[tuple[Message, NotSent]]]:
+        """Those that their queues have taken, and the messages that they did not take."""
+        back: list[Delivery] = []
+        failures: list[tuple[Message, NotSent]] = []
+        for queue in dict.fromkeys(letter.queue for _, letter in letters):
+            bound_for = [pair for pair in letters if pair[1].queue == queue]
+            failed = self.send(publisher, queue, [letter for _, letter in bound_for])
+            failures += failed
+            lost = {id(message) for message, _ in failed}
+            back += [d for d, letter in bound_for if id(letter.message) not in lost]
+        return back, failures
 
     def drop(
         self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
@@ -188,33 +209,34 @@ class DeadLetters:
 
     def each_batch(
         self, ids: Collection[str], error: str | None, limit: int | None
-    ) -> Iterator[tuple[CarefulConsumer, Sequence[tuple[Delivery, DeadLetter]]]]:
+    ) -> Generator[tuple[CarefulConsumer, Sequence[tuple[Delivery, DeadLetter]]]]:
         """The chosen ones in batches, to be settled by the caller. All others are handed back at
         the end: while they are out, they do not come round again."""
         there = self.count()
         if there is None:
             return
         left = limit
-        taken: set[str | None] = set()
-        prefetch = 0 if ids or error else BATCH
+        taken = array("q")
+        # There is always room for a whole batch beside those that could not be brought back.
+        prefetch = 0 if ids or error else 2 * BATCH
         with closing(CarefulConsumer(self.transport, self.name, prefetch)) as consumer:
             for batch in self.batches(consumer, there, taken):
                 letters = chosen(batch, ids, error)[:left]
                 if letters:
                     yield consumer, letters
-                taken.update(letter.id for _, letter in letters if letter.id)
+                taken.extend(identity(letter.message) for _, letter in letters)
                 if left is not None:
                     left -= len(letters)
                     if left <= 0:
-                        break
-            finish(consumer)
+                        return
 
     def batches(
-        self, consumer: CarefulConsumer, there: int, taken: Collection[str | None] = ()
+        self, consumer: CarefulConsumer, there: int, taken: Sequence[int] = ()
     ) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
-        """All that was `there` at the beginning. What dies meanwhile is for another time: what has
-        an id that was `taken` before, and, of what comes after as many as there were, what died
-        later. Their times alone do not tell: they are of other machines' clocks.
+        """All that was `there` at the beginning. What dies meanwhile is for another time: of what
+        comes after as many as there were, what died later, and messages that were `taken` before
+        and are dead again. Their times alone do not tell: they are of other machines' clocks. Nor
+        do their ids: a sender chooses them, and one message may have died twice.
 
         Silence is no end: then it is asked how many are left, of which those lent to us are none.
         Raises LookCutShort if there are some, and they do not come.
@@ -225,16 +247,15 @@ class DeadLetters:
         while True:
             deliveries = consumer.receive(BATCH, 0.1)
             arrived += len(deliveries)
-            batch = []
-            for delivery in deliveries:
-                letter = read_letter(delivery)
-                late = seen >= there and (letter.dead_at or 0) > began + 1
-                if not late and letter.id not in taken:
-                    batch.append((delivery, letter))
-                    seen += 1
+            if deliveries and not there:  # it was counted wrongly, or these came since
+                there = arrived + (self.count() or 0)
+            letters = [(delivery, read_letter(delivery)) for delivery in deliveries]
+            first = max(0, there - seen)
+            batch = letters[:first] + in_time(letters[first:], began, taken)
+            seen += len(batch)
             if batch:
                 yield batch
-            elif there and seen >= there and (deliveries or not self.count()):
+            elif seen >= there and (deliveries or (there and not self.count())):
                 return  # not by the first count alone: what was just handed back is not in it yet
             if deliveries:
                 last = asked = time.monotonic()  # after the yield: what is done may take long
@@ -262,11 +283,22 @@ class DeadLetters:
         return []
 
 
-def finish(consumer: CarefulConsumer) -> None:
-    """Let what was settled become final, as far as it does so soon."""
-    deadline = time.monotonic() + QUIET
-    while time.monotonic() < deadline and consumer.receive(0, 0.01):
-        pass
+def in_time(
+    letters: Sequence[tuple[Delivery, DeadLetter]], began: float, taken: Sequence[int]
+) -> list[tuple[Delivery, DeadLetter]]:
+    """Those that did not die after `began`, and whose messages are none of those `taken`.
+
+    `taken` is read once for all `letters`: it may be long, and as a set it would take ten times
+    the memory.
+    """
+    if not letters:
+        return []
+    died_again = {identity(letter.message) for _, letter in letters}.intersection(taken)
+    return [
+        (delivery, letter)
+        for delivery, letter in letters
+        if (letter.dead_at or 0) <= began + 1 and identity(letter.message) not in died_again
+    ]
 
 
 def chosen(

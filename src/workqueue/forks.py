@@ -32,8 +32,15 @@ def renew_after_fork(owner: Owner, renew: Callable[[Owner], None]) -> None:
 
 
 def renew_all() -> None:
+    """All of them, also after one that raised. Python prints what this raises, and goes on."""
+    failed = []
     for owner, renew in list(renewals.items()):
-        renew(owner)
+        try:
+            renew(owner)
+        except Exception as error:  # noqa: BLE001 - the other locks have to be open
+            failed.append(error)
+    if failed:
+        raise ExceptionGroup("not made anew after a fork", failed)
 
 
 os.register_at_fork(after_in_child=renew_all)

@@ -16,7 +16,7 @@ from tests.integration.programs import PATIENCE
 from workqueue import ConnectionLost, Unsupported
 from workqueue.cli.torture.proxy import Proxy
 from workqueue.dead import DeadLetters
-from workqueue.errors import AccessRefused, ConfigError, WorkqueueError
+from workqueue.errors import AccessRefused, ConfigError, QueueMigrating, WorkqueueError
 from workqueue.message import Message
 from workqueue.testing import eventually
 from workqueue.transport import Ack, QueueSpec
@@ -436,3 +436,71 @@ def test_a_connection_that_is_cut_leaves_it_usable(
     assert transport.declare(roomy) is False
     assert transport.stats("q").ready == 3_001
     assert not names(broker, vhost) & {"q.moving", "q.migrating"}
+
+
+# -- between two looks -------------------------------------------------------------------------
+
+
+def test_a_worker_that_opens_as_a_migration_begins_sees_it(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate is closed after the first look at it, and before the probe is made."""
+    look = driver.survey
+
+    def look_and_begin(link: Any, queue: str) -> Any:
+        found = look(link, queue)
+        driver.declare(link, "q.migrating", dict(migration.MARKER_ARGUMENTS))
+        migration.close_gate(link, "q")
+        return found
+
+    monkeypatch.setattr(driver, "survey", look_and_begin)
+    with pytest.raises(QueueMigrating):
+        transport.consumer("q", 1)
+    assert transport.stats("q").consumers == 0
+
+
+def test_a_failure_before_the_gate_is_closed_leaves_no_marker(
+    transport: RabbitMQTransport, broker: Broker, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one, the queue would count as migrating for ever once it was deleted."""
+
+    def fail(*_: object) -> None:
+        raise ConnectionLost("the connection was cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migration, "close_gate", fail)
+        with pytest.raises(ConnectionLost):
+            transport.migrate(CHANGED, lambda _: None)
+    assert_usable(transport, broker, vhost)
+
+
+def test_deleting_a_queue_drops_the_marker_of_a_migration_that_failed(
+    transport: RabbitMQTransport, broker: Broker, vhost: Vhost
+) -> None:
+    """Also one that an earlier release left; a second call mends a queue that is gone already."""
+    for gone_already in (False, True):
+        with transport.link("test") as link:
+            driver.declare(link, "q.migrating", dict(migration.MARKER_ARGUMENTS))
+            if gone_already:
+                link.channel().queue_delete("q")
+                migration.close_gate(link, "q")
+        transport.delete("q")
+        assert not names(broker, vhost) & {"q", "q.migrating"}
+        transport.declare(QueueSpec(name="q"))
+        send(transport, Message(body=b"x"))
+        assert bodies(transport) == [b"x"]
+
+
+def test_deleting_a_queue_leaves_what_a_migration_holds(
+    transport: RabbitMQTransport, broker: Broker, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The migration was killed: called again it brings back what waits in q.moving."""
+    send(transport, Message(body=b"x"))
+    with monkeypatch.context() as patch:
+        patch.setattr(migration.Migration, "drop", failing("drop", Killed()))
+        with pytest.raises(Killed):
+            transport.migrate(CHANGED, lambda _: None)
+    transport.delete("q")
+    assert {"q.moving", "q.migrating"} <= names(broker, vhost)
+    transport.migrate(CHANGED, lambda _: None)
+    assert bodies(transport) == [b"x"]

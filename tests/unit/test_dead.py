@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -316,3 +317,130 @@ def test_a_letter_stays_unless_its_driver_accounts_for_it(queue: Queue) -> None:
     with pytest.raises(NotSent, match="at fault"):
         queue.dead.requeue()
     assert found(queue) == ["a", "b"]
+
+
+# -- letters that keep coming, and letters that cannot go --------------------------------------
+
+
+class Grave:
+    """Buries one more letter with each look at the queue, as tasks that go on failing do."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.number = 0
+        opened = queue.transport.consumer
+        queue.transport.consumer = lambda *given: self.fed(opened(*given))  # type: ignore[method-assign]
+
+    def fed(self, consumer: Any) -> Any:
+        receive = consumer.receive
+
+        def bury_and_receive(limit: int, timeout: float) -> Any:
+            assert self.number < 200, "it would never end"
+            self.number += 1
+            bury(self.queue, f"new{self.number}", dead_at=time.time() + 5)
+            return receive(limit, timeout)
+
+        consumer.receive = bury_and_receive
+        return consumer
+
+
+@pytest.mark.parametrize("call", ["requeue", "drop"])
+def test_an_empty_queue_ends_while_letters_keep_coming(queue: Queue, call: str) -> None:
+    """What dies after the beginning is for another time, also where nothing was there then."""
+    grave = Grave(queue)
+    left: list[Any] = getattr(queue.dead, call)(ids=["nobody"])
+    assert left == []
+    assert queue.stats().dead == grave.number
+
+
+@pytest.mark.parametrize("call", ["requeue", "drop"])
+def test_a_wrong_count_of_none_hides_nothing(
+    queue: Queue, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quorum queue's leader that is busy says that it has no messages."""
+    ids = [f"m{number:02d}" for number in range(20)]
+    bury(queue, *ids)
+    stats, wrong = queue.transport.stats, [0]
+
+    def count(name: str) -> Any:
+        told = stats(name)
+        return dataclasses.replace(told, ready=wrong.pop()) if wrong else told
+
+    monkeypatch.setattr(queue.transport, "stats", count)
+    monkeypatch.setattr(dead, "BATCH", 7)
+    Grave(queue)
+    assert set(getattr(queue.dead, call)()) >= set(ids)
+
+
+def of_a_sender(name: str, body: str, dead_at: float = 1.0) -> Message:
+    headers = {DEAD_AT: dead_at, REASON: "no good", ORIGIN: "jobs"}
+    return Message(body=body.encode(), id=name, headers=headers)
+
+
+@pytest.mark.parametrize("call", ["requeue", "drop"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_letters_with_one_id_are_all_taken(
+    queue: Queue, call: str, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender may give its messages what ids it likes, and a message may die twice."""
+    monkeypatch.setattr(dead, "BATCH", 2)
+    letters = [of_a_sender("order", "x" if alike else str(n), dead_at=n) for n in range(7)]
+    with closing(queue.transport.publisher()) as publisher:
+        publisher.publish("jobs.dead", letters, 5.0)
+    assert getattr(queue.dead, call)() == ["order"] * 7
+    assert queue.stats().dead == 0
+
+
+def test_those_that_cannot_be_sent_do_not_keep_others_back(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than are lent at once."""
+    monkeypatch.setattr(dead, "BATCH", 10)
+    bury(queue, *(f"m{number:02d}" for number in range(40)))
+    refuse_ids(queue, {f"m{number:02d}" for number in range(9)}, monkeypatch)
+    with pytest.raises(NotSent, match=r"^9 were not brought back: full$") as failed:
+        queue.dead.requeue()
+    assert (failed.value.sent, len(failed.value.failures)) == (31, 9)
+    assert queue.stats().dead == 9
+
+
+def test_where_none_can_be_sent_the_rest_is_left(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as many as are lent at once: it is told which, and why, and all are dead letters."""
+    monkeypatch.setattr(dead, "BATCH", 10)
+    ids = [f"m{number:02d}" for number in range(40)]
+    bury(queue, *ids)
+    refuse_ids(queue, set(ids), monkeypatch)
+    with pytest.raises(NotSent, match=r"^10 were not brought back: full; the rest") as failed:
+        queue.dead.requeue()
+    assert (failed.value.sent, len(failed.value.failures)) == (0, 10)
+    assert queue.stats().dead == 40
+
+
+def test_a_look_cut_short_does_not_hide_what_failed(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead, "QUIET", 0.02)
+    monkeypatch.setattr(dead, "SLOW", 0.1)
+    bury(queue, *(f"m{number}" for number in range(10)))
+    only(queue.transport, 4, 10, *[6] * 1000)
+    refuse_ids(queue, {"m1"}, monkeypatch)
+    with pytest.raises(NotSent, match=r"1 were not .*: full; .*4 messages of about 10") as failed:
+        queue.dead.requeue()
+    assert (failed.value.sent, [m.id for m, _ in failed.value.failures]) == (3, ["m1"])
+
+
+def refuse_ids(queue: Queue, ids: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of these letters is full."""
+
+    class Full(MemoryPublisher):
+        def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+            failures = [(m, QueueFull("full")) for m in messages if m.id in ids]
+            placed = [m for m in messages if m.id not in ids]
+            super().publish(queue, placed, timeout)
+            if failures:
+                raise NotSent("full", failures=failures, sent=len(placed))
+
+    store = queue.transport.store  # type: ignore[attr-defined]
+    monkeypatch.setattr(queue.transport, "publisher", lambda: Full(store))

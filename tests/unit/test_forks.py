@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 
 import workqueue
 from workqueue import Producer, connect
-from workqueue.forks import Condition, Lock, renewals
+from workqueue.forks import Condition, Lock, renew_after_fork, renewals
 from workqueue.transports.bell import Bell
 
 ENOUGH = 20.0
@@ -133,3 +134,39 @@ def test_no_lock_outlives_a_call_unseen() -> None:
         if plain.search(file.read_text())
     }
     assert found <= KEPT_BY_THE_PARENT.keys()
+
+
+def test_one_renewal_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And Python says so, as it does of all that fails between a fork and what follows."""
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+
+    def fail(_: Bell) -> None:
+        raise OSError("no")
+
+    before, broken, after = Lock(), Bell(), Lock()
+    renew_after_fork(broken, fail)
+    with before, after:
+
+        def look() -> None:
+            assert not before.lock.locked()
+            assert not after.lock.locked()
+            assert "no" in repr(told)
+
+        in_child(look)
+    broken.close()
+
+
+def test_a_child_whose_descriptors_were_closed_goes_on() -> None:
+    """An application that makes itself a daemon closes all that it does not know."""
+    bell, late = Bell(), Lock()
+    os.close(bell.reader)
+    with late:
+
+        def look() -> None:
+            assert not late.lock.locked()
+            assert bell.writer == -1
+
+        in_child(look)
+    bell.reader = os.dup(bell.writer)
+    bell.close()

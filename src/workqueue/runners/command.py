@@ -45,7 +45,7 @@ EX_DATAERR = 65
 EX_TEMPFAIL = 75
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
-"""Of descriptors, processes or memory."""
+"""Of descriptors, processes or memory: no fault of the message, and no attempt."""
 
 SHORTAGE_PAUSE = 5.0
 """Seconds until a command is tried again that did not start for one of these."""
@@ -62,12 +62,6 @@ background may hold stderr open for ever."""
 
 LOOK_EVERY = 0.02
 """Seconds between looks at a command where the kernel cannot tell of its end."""
-
-SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
-"""What keeps any command from being started for a while: no fault of the message, no attempt."""
-
-SHORTAGE_DELAY = 5.0
-"""Seconds until such a message is handed out again."""
 
 
 class CommandRunner:
@@ -115,7 +109,11 @@ class CommandRunner:
             for name, value in self.guard.environment().items()
             if name not in self.withheld
         }
-        self.threads = start_slots(slots, self.work)
+        try:
+            self.threads = start_slots(slots, self.work, lambda: self.waiting.put(None))
+        except BaseException:
+            self.guard.close()
+            raise
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
         if timeout is not None:

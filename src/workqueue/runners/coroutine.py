@@ -17,6 +17,7 @@ from workqueue.errors import HandlerNotFound
 from workqueue.logs import log
 from workqueue.message import Delivery, Job, Lost
 from workqueue.retry import TaskOptions
+from workqueue.runners.guard import starting
 from workqueue.runners.handler import (
     Handler,
     described,
@@ -61,8 +62,14 @@ class AsyncRunner:
         self.failure = Failure()
         self.closing = False
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.serve, name="workqueue-loop", daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=self.serve, name="workqueue-loop", daemon=True)
+        try:
+            with starting():
+                thread.start()
+        except BaseException:
+            self.loop.close()
+            raise
+        self.thread = thread
 
     def serve(self) -> None:
         """The thread of the loop, with its last guard."""

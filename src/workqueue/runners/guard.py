@@ -17,6 +17,8 @@ from workqueue.runners import watchdog
 from workqueue.runners.runner import STOP_SIGNALS
 from workqueue.runners.watchdog import KILLING_TIME, MARK, ORDERLY
 
+LIMITS = "See the limits of this shell: ulimit -a"
+
 PAUSE = 1.0
 """Seconds before another watchdog is started in place of one that was killed."""
 
@@ -36,7 +38,12 @@ class Guard:
         self.thread = threading.Thread(
             target=self.replace_killed, name="workqueue-guard", daemon=True
         )
-        self.thread.start()
+        try:
+            self.thread.start()
+        except BaseException:
+            with self.process as process:
+                process.kill()
+            raise
 
     def launch(self) -> subprocess.Popen[bytes]:
         with signals_held():
@@ -112,13 +119,16 @@ def starting() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "See the limits of this shell: ulimit -a"
-        program = ""
+        hint, program = LIMITS, ""
         if error.filename is not None:  # it may not be run, or is not there: no limit
             program = f"{os.fsdecode(error.filename)}: "
             hint = "The worker's user must be able to run it."
         told = f"no process can be started: {program}{error.strerror}"
         raise ConfigError(told, hint=hint) from error
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        raise ConfigError(f"no thread can be started: {error}", hint=LIMITS) from error
 
 
 @contextmanager

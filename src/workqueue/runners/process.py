@@ -161,13 +161,11 @@ class ProcessRunner:
         self.unusable: HandlerNotFound | None = None
         self.failure = Failure()
         self.started = threading.Event()
-        self.launch_all(slots)
-        self.thread = threading.Thread(target=self.serve, name="workqueue-children", daemon=True)
-        self.thread.start()
+        self.thread = self.launch_all(slots)
         self.wait_for_first()
 
-    def launch_all(self, slots: int) -> None:
-        """The children and what it takes to own them. Raises ConfigError, and leaves nothing."""
+    def launch_all(self, slots: int) -> threading.Thread:
+        """The children, and the thread that owns them. Raises ConfigError, and leaves nothing."""
         with starting(), ExitStack() as started:
             self.bell = Bell()
             started.callback(self.bell.close)
@@ -178,7 +176,10 @@ class ProcessRunner:
             started.callback(self.end_all)
             for _ in range(slots):
                 self.slots.append(self.launch())
+            thread = threading.Thread(target=self.serve, name="workqueue-children", daemon=True)
+            thread.start()
             started.pop_all()
+        return thread
 
     def wait_for_first(self) -> None:
         """One child has imported the handler: it can be done. Raises HandlerNotFound."""

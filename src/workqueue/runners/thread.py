@@ -29,8 +29,13 @@ from workqueue.runners.runner import Ending, Failure, Verdict
 NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
 
 
-def start_slots(slots: int, work: Callable[[], None]) -> list[threading.Thread]:
-    """A daemon thread for each slot. Raises ConfigError if the system allows no more threads."""
+def start_slots(
+    slots: int, work: Callable[[], None], end: Callable[[], None]
+) -> list[threading.Thread]:
+    """A daemon thread for each slot; `end` is to end one of them, whichever.
+
+    Raises ConfigError if the system allows no more threads, and leaves none.
+    """
     threads = [
         threading.Thread(target=work, name=f"workqueue-slot-{number}", daemon=True)
         for number in range(slots)
@@ -39,6 +44,8 @@ def start_slots(slots: int, work: Callable[[], None]) -> list[threading.Thread]:
         try:
             thread.start()
         except RuntimeError as error:
+            for _ in range(number):
+                end()
             raise ConfigError(
                 f"{slots} slots: no more than {number} threads could be started ({error})",
                 hint="Ask for fewer with --concurrency, or raise the limit: ulimit -u",
@@ -67,7 +74,7 @@ class ThreadRunner:
         self.ended: deque[Ending] = deque()
         self.running: dict[Delivery, Lost] = {}
         self.failure = Failure()
-        self.threads = start_slots(slots, self.work)
+        self.threads = start_slots(slots, self.work, lambda: self.waiting.put(None))
 
     def work(self) -> None:
         """The thread of a slot, with its last guard."""

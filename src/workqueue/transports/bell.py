@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from workqueue.forks import RLock, renew_after_fork
 
@@ -43,7 +44,8 @@ class Bell:
         """In a forked child: ringing must not wake the parent, whose bell was not rung."""
         for descriptor in (self.reader, self.writer):
             if descriptor >= 0:
-                os.close(descriptor)
+                with suppress(OSError):  # the application closed all that it does not know
+                    os.close(descriptor)
         self.reader = self.writer = -1
         self.rung = False
 

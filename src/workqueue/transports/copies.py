@@ -24,6 +24,9 @@ ORIGIN = "workqueue-queue"
 WORKER = "workqueue-worker"
 DEATHS = "workqueue-deaths"
 
+HOLDING_SUFFIX = ".moving"
+"""RabbitMQ: NAME.moving holds the messages of NAME while NAME is migrated."""
+
 LONGEST_REASON = 1_000
 LONGEST_ERROR = 8_000
 """Characters. All headers together must fit one AMQP frame (128 KiB)."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from workqueue.message import Delivery, Message, new_id
 from workqueue.runners.runner import Ending, Runner
 from workqueue.testing import eventually
@@ -70,3 +72,17 @@ def gone(pid: int) -> bool:
     except (ProcessLookupError, FileNotFoundError):
         return True
     return state == "Z"
+
+
+def few_threads(monkeypatch: pytest.MonkeyPatch, most: int, name: str) -> None:
+    """The system lets no more than `most` threads be started whose names begin with `name`."""
+    start, started = threading.Thread.start, [0]
+
+    def start_some(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            started[0] += 1
+            if started[0] > most:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)

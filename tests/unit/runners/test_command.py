@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.runners.jobs import ENOUGH, TO_BEGIN, at_work, delivery, gone, pid_in
-from workqueue.errors import HandlerNotFound
+from tests.unit.runners.jobs import ENOUGH, TO_BEGIN, at_work, delivery, few_threads, gone, pid_in
+from workqueue.errors import ConfigError, HandlerNotFound
 from workqueue.message import Delivery, Message
 from workqueue.runners import command
 from workqueue.runners.command import CommandRunner
@@ -219,3 +219,15 @@ def test_a_system_without_room_is_no_failed_attempt(
         assert os.strerror(number) in caplog.text
         monkeypatch.setattr(command.subprocess, "Popen", start)
         assert bench.run(delivery("x"))[0].verdict is Verdict.DONE
+
+
+def test_a_start_without_enough_threads_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the slots that were started, nor the watchdog."""
+    few_threads(monkeypatch, 3, "workqueue-slot")
+    before = threading.active_count()
+    runner = CommandRunner(["true"])
+    with pytest.raises(ConfigError, match="no more than 3 threads"):
+        runner.start(8, lambda: None)
+    runner.close()
+    eventually(lambda: threading.active_count() == before, within=ENOUGH)
+    assert runner.guard.process.poll() is not None

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.unit.runners.jobs import ENOUGH, TO_BEGIN, at_work, delivery, gone, pid_in
-from workqueue.errors import HandlerNotFound, Unsupported
+from tests.unit.runners.jobs import ENOUGH, TO_BEGIN, at_work, delivery, few_threads, gone, pid_in
+from workqueue.errors import ConfigError, HandlerNotFound, Unsupported
 from workqueue.middleware import Middleware
 from workqueue.runners import process
 from workqueue.runners.process import ProcessRunner, how_it_died
@@ -336,3 +337,30 @@ def test_a_long_job_holds_up_none_behind_it(
         assert {ending.verdict for ending in bench.endings(*jobs[1:])} == {Verdict.DONE}
         bench.runner.lose([long])
         assert bench.endings(long)[0].verdict is Verdict.DONE
+
+
+@pytest.mark.parametrize("which", ["workqueue-children", "workqueue-guard"])
+def test_a_start_without_enough_threads_leaves_nothing(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No child and no watchdog; and closing such a runner is no error."""
+    few_threads(monkeypatch, 0, which)
+    started: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(subprocess, "Popen", kept_in(started))
+    before = set(Path("/proc/self/fd").iterdir())
+    runner = ProcessRunner(HANDLER)
+    with pytest.raises(ConfigError, match="can't start new thread"):
+        runner.start(2, lambda: None)
+    runner.close()
+    assert started
+    assert all(process.poll() is not None for process in started)
+    assert set(Path("/proc/self/fd").iterdir()) <= before
+
+
+def kept_in(started: list[subprocess.Popen[bytes]]) -> Any:
+    class Kept(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            started.append(self)
+
+    return Kept

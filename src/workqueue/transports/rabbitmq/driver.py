@@ -28,6 +28,7 @@ from workqueue.errors import (
 from workqueue.forks import Lock
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
+from workqueue.transports.copies import HOLDING_SUFFIX
 from workqueue.transports.rabbitmq.address import Address, Source
 from workqueue.transports.rabbitmq.delays import Delays
 from workqueue.transports.rabbitmq.destinations import ensure_exchange
@@ -405,7 +406,6 @@ class RabbitMQTransport:
     def bindings_of_others(self, link: Link, queue: str) -> list[Binding]:
         """As far as the management API is there to tell them."""
         from workqueue.transports.rabbitmq.bindings import bindings_of_others
-        from workqueue.transports.rabbitmq.migration import HOLDING_SUFFIX
 
         if self.management is None:
             return []
@@ -423,9 +423,10 @@ class RabbitMQTransport:
             return int(link.channel().queue_purge(queue))
 
     def delete(self, queue: str) -> None:
-        from workqueue.transports.rabbitmq.migration import close_gate
+        from workqueue.transports.rabbitmq.migration import close_gate, drop_stale_marker
 
         with self.link("delete") as link:
+            drop_stale_marker(link, queue)  # first: without its gate the queue would be migrating
             if exists(link, queue):
                 check_type(queue, find_type(link, queue))
                 link.channel().queue_delete(queue)

@@ -41,14 +41,16 @@ from dataclasses import dataclass
 import amqp
 from amqp.spec import Exchange as ExchangeMethods
 
-from workqueue.errors import ConfigError, Unsupported, WorkqueueError
+from workqueue.errors import ConfigError, QueueMigrating, Unsupported, WorkqueueError
 from workqueue.transport import DEAD_SUFFIX
+from workqueue.transports.copies import HOLDING_SUFFIX
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.gate import (
     GATE_SUFFIX,
     LONGEST_NAME,
     MARKER_SUFFIX,
     gate_is_open,
+    has_marker,
     is_migrating,
     open_gate,
 )
@@ -61,8 +63,6 @@ from workqueue.transports.rabbitmq.survey import (
     exists,
 )
 from workqueue.transports.rabbitmq.topology import holding_arguments
-
-HOLDING_SUFFIX = ".moving"
 
 PROBE_EVERY = 1.0
 """Seconds between a consumer's looks at the gate."""
@@ -95,6 +95,9 @@ class GateProbe:
 
     A question publishes nothing. On a connection that has published anything, RabbitMQ would hold
     up acknowledgements as well while it is short of memory or disk.
+
+    Raises QueueMigrating if a migration closed the gate after the caller looked at it: a probe
+    that begins at a closed gate would never see it close.
     """
 
     def __init__(self, link: Link, queue: str) -> None:
@@ -104,6 +107,8 @@ class GateProbe:
         self.asked_at = 0.0
         self.found = False
         self.blind = not gate_is_open(link, queue)
+        if self.blind and has_marker(link, queue):
+            raise QueueMigrating(queue)
         self.number: int = self.channel.channel_id
         link.wire.taps[self.number] = self.on_method
 
@@ -129,6 +134,15 @@ def close_gate(link: Link, queue: str) -> None:
     if len(queue.encode()) <= LONGEST_NAME:
         channel = link.channel()
         channel.exchange_delete(queue + GATE_SUFFIX)
+        channel.close()
+
+
+def drop_stale_marker(link: Link, queue: str) -> None:
+    """Drop the marker that a failed migration left: a queue made anew would count as migrating.
+    A migration that is to go on has a NAME.moving for as long as it has a marker."""
+    if has_marker(link, queue) and not exists(link, queue + HOLDING_SUFFIX):
+        channel = link.channel()
+        channel.queue_delete(queue + MARKER_SUFFIX)
         channel.close()
 
 
@@ -227,7 +241,11 @@ class Migration:
             if exists(self.link, self.queue):
                 self.say(f"the migration failed: {self.queue} is used again as it was")
                 self.unfence()
-        elif self.unfinished and count(self.link, self.holding) == (0, 0):
+            return
+        # The gate was not closed yet: a marker that stayed would close the queue with its gate.
+        if has_marker(self.link, self.queue):
+            self.drop(self.marker)
+        if self.unfinished and count(self.link, self.holding) == (0, 0):
             self.drop(self.holding)  # the migration failed before anything was routed to it
 
     def fence(self) -> None:
