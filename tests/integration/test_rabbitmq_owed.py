@@ -25,9 +25,12 @@ from workqueue.health import state_of
 from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import eventually
 from workqueue.transport import Ack, QueueSpec, QueueType
+from workqueue.transport import Reject as SetAside
 from workqueue.transports.rabbitmq import driver, publisher, wire
+from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
 from workqueue.transports.rabbitmq.ladder import DUE, Level
+from workqueue.transports.rabbitmq.owed import Owed
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
 pytestmark = pytest.mark.usefixtures("no_settling")
@@ -499,3 +502,81 @@ def test_what_is_handed_back_at_once_keeps_its_order(
         again.settle([Ack(delivery)])
     assert bodies == list(range(200))
     again.close()
+
+
+# -- a lane that ends while copies are owed -------------------------------------------------------
+
+
+class Gate:
+    """Keeps a consumer's news of copies that are safe, until it is opened."""
+
+    def __init__(self, consumer: RabbitMQConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kept: list[Owed] = []
+        self.consumer = consumer
+        monkeypatch.setattr(consumer.copier, "report", self.kept.extend)
+
+    def open(self) -> None:
+        self.consumer.copier.done.extend(self.kept)
+
+
+def receive_all(consumer: RabbitMQConsumer, count: int) -> list[Delivery]:
+    received: list[Delivery] = []
+    eventually(
+        lambda: received.extend(consumer.receive(count, 0.2)) or len(received) == count,
+        within=PATIENCE,
+    )
+    return received
+
+
+@pytest.mark.parametrize("prefetch", [0, 50])
+def test_copies_of_a_lane_that_ended_settle_nothing_of_its_successor(
+    transport: RabbitMQTransport,
+    client: ForeignClient,
+    monkeypatch: pytest.MonkeyPatch,
+    prefetch: int,
+) -> None:
+    """The successor has the same channel number and the same delivery tags: an acknowledgement of
+    an old delivery would drop a new message that nobody has handled."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 10)
+    consumer = transport.consumer("q", prefetch)
+    old = receive_all(consumer, 10)
+    gate = Gate(consumer, monkeypatch)
+    consumer.settle([SetAside(delivery, "no", "") for delivery in old])
+    eventually(lambda: len(gate.kept) == 10, within=PATIENCE)
+    client.channel.queue_delete("q")
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 30)
+    new = receive_all(consumer, 30)
+    gate.open()
+    consumer.receive(0, 0.2)
+    assert consumer.unsettled == len(new)
+    consumer.close()
+    assert transport.stats("q").ready == 30
+
+
+@pytest.mark.parametrize("prefetch", [0, 50])
+def test_what_ran_and_has_no_copy_counts_as_lost(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    """A consumer that closes hands back what did not run, and not what ran: that would come again
+    and again as if it never had."""
+    monkeypatch.setattr("workqueue.transports.rabbitmq.consumer.COPY_PATIENCE", 0.2)
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 2)
+    consumer = transport.consumer("q", prefetch)
+    ran, waiting = receive_all(consumer, 2)
+    Gate(consumer, monkeypatch)
+    consumer.settle([SetAside(ran, "no", "")])
+    consumer.close()
+    again = {delivery.message.body: delivery for delivery in receive_all_of(transport, 2)}
+    assert again[ran.message.body].message.headers.get("x-delivery-count") == 1
+    assert not again[waiting.message.body].message.headers.get("x-delivery-count")
+
+
+def receive_all_of(transport: RabbitMQTransport, count: int) -> list[Delivery]:
+    consumer = transport.consumer("q", count)
+    try:
+        return receive_all(consumer, count)
+    finally:
+        consumer.close()

@@ -122,6 +122,7 @@ class Lane:
         self.begun = 0
         self.lent = 0
         self.ended: str | None = None
+        self.is_closed = False
         classic = survey.type == "classic"
         counted = classic or survey.abilities.counts_hand_backs
         self.innocent_returns = INNOCENT_RETURNS if counted else 0
@@ -204,7 +205,7 @@ class Lane:
             case wire.CHANNEL_CLOSE:
                 self.link.wire.forget_channel(self.number)
                 closed = ChannelClosed(self.number, *wire.decode_refusal(inbound.arguments))
-                self.ended = closed.text
+                self.ended, self.is_closed = closed.text, True
                 if self.opening:
                     raise closed
 
@@ -245,7 +246,13 @@ class Lane:
 
     def settle(self, tags: list[int], encode: Callable[..., bytes], most: int) -> bytes:
         """Frames that settle `tags`, each up to `most` of them. A stopped lane writes some of them
-        itself, and waits until the queue has applied those."""
+        itself, and waits until the queue has applied those.
+
+        None once RabbitMQ has closed the channel: its deliveries are back in the queue, and another
+        lane may have the channel's number, with the same delivery tags.
+        """
+        if self.is_closed:
+            return b""
         frames: list[bytes] = []
         wanted = set(tags)
         whole = list(takewhile(wanted.__contains__, self.held))  # `held` is in the order of tags
@@ -299,6 +306,8 @@ class Lane:
 
     def close(self) -> None:
         """Hang up this lane alone; what it held goes back to the queue."""
+        if self.is_closed:
+            return  # another lane may have the channel's number
         self.link.wire.taps[self.number] = self.ignore
         if self.channel.connection is not None:
             with suppress(amqp.RecoverableConnectionError):  # the broker closed it at the same time
@@ -456,7 +465,7 @@ class RabbitMQConsumer:
             self.lanes.remove(lane)
             self.thin = True
             held = {d for d in lane.held.values() if d is not None}
-            held |= {d for d in self.out if d.receipt[0] is lane}
+            held |= {d for d in (*self.out, *self.copying) if d.receipt[0] is lane}
             self.arrivals = deque(d for d in self.arrivals if d not in held)
             self.taken_back += [d for d in held if d in self.out]
             self.out -= held
@@ -673,7 +682,8 @@ class RabbitMQConsumer:
         alive = [lane for lane in self.lanes if lane.ended is None]
         for lane in alive:
             lane.stop()
-            unsettled = [tag for tag, held in lane.held.items() if held not in self.copying]
+            copied = {d.receipt[1] for d in self.copying if d.receipt[0] is lane}
+            unsettled = [tag for tag in lane.held if tag not in copied]
             self.link.wire.write(lane.give_back(unsettled), timeout=FAREWELL_TIME)
         for lane in alive:
             lane.settle_through()
