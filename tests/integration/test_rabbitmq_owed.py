@@ -21,11 +21,13 @@ from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE, Desk
 from workqueue import Broker as Remote
 from workqueue import Job, NotSent, QueueFull, Reject, RetryLater, RetryPolicy, Unconfirmed, Worker
+from workqueue.errors import ConsumerLost
 from workqueue.health import state_of
 from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import eventually
-from workqueue.transport import Ack, QueueSpec, QueueType
+from workqueue.transport import Ack, QueueSpec, QueueType, Requeue
 from workqueue.transport import Reject as SetAside
+from workqueue.transports.bell import Bell
 from workqueue.transports.rabbitmq import driver, publisher, wire
 from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
@@ -555,6 +557,7 @@ def test_copies_of_a_lane_that_ended_settle_nothing_of_its_successor(
     assert transport.stats("q").ready == 30
 
 
+@pytest.mark.rabbitmq("4.3")  # those before count what is handed back as well
 @pytest.mark.parametrize("prefetch", [0, 50])
 def test_what_ran_and_has_no_copy_counts_as_lost(
     transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch, prefetch: int
@@ -580,3 +583,88 @@ def receive_all_of(transport: RabbitMQTransport, count: int) -> list[Delivery]:
         return receive_all(consumer, count)
     finally:
         consumer.close()
+
+
+# -- a consumer in trouble ------------------------------------------------------------------------
+
+
+def test_without_a_thread_for_copies_all_else_is_settled(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the system gives no thread, what was done is done, and the copies follow once there is
+    one."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 4)
+    consumer = transport.consumer("q", 10)
+    first, second, third, fourth = receive_all(consumer, 4)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        consumer.settle([SetAside(third, "no", ""), Ack(first), Ack(second), Requeue(fourth)])
+        assert receive_all(consumer, 1)[0].message.body == b"3"
+        assert consumer.unsettled == 2
+        assert "can't start new thread" in caplog.text
+    eventually(lambda: consumer.receive(0, 0.1) or consumer.unsettled == 1, within=PATIENCE)
+    consumer.close()
+    assert (transport.stats("q").ready, transport.stats("q").dead) == (1, 1)
+
+
+def test_a_copier_that_ended_ends_its_consumer(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would be copied any more, and nobody would know."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 1)
+    consumer = transport.consumer("q", 10)
+    received = receive_all(consumer, 1)
+    monkeypatch.setattr(consumer.copier, "work", lambda: None)
+    consumer.settle([SetAside(received[0], "no", "")])
+    with pytest.raises(ConsumerLost, match="copies"):
+        eventually(lambda: consumer.receive(0, 0.1), within=PATIENCE)
+    assert consumer.unsettled == 1
+    consumer.close()
+    assert receive_all_of(transport, 1)
+
+
+def test_after_a_pause_closing_takes_only_so_long(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well the copies get on: the worker has waited for them as long as it wanted to. How
+    many are left can still be read."""
+    monkeypatch.setattr("workqueue.transports.rabbitmq.consumer.COPY_PATIENCE", 0.5)
+    monkeypatch.setattr("workqueue.transports.rabbitmq.copier.MOST_AT_ONCE", 1)
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 60)
+    consumer = transport.consumer("q", 100)
+    received = receive_all(consumer, 60)
+    place = consumer.copier.place
+
+    def place_slowly(batch: list[Owed]) -> None:
+        time.sleep(0.2)
+        place(batch)
+
+    monkeypatch.setattr(consumer.copier, "place", place_slowly)
+    consumer.settle([SetAside(delivery, "no", "") for delivery in received])
+    consumer.pause()
+    consumer.close()
+    assert 40 < consumer.unsettled <= 60
+    eventually(lambda: transport.stats("q").ready == consumer.unsettled, within=PATIENCE)
+
+
+def test_a_refused_consumer_leaves_no_descriptors(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise ConsumerLost("no")
+
+    transport.declare(QueueSpec(name="q"))
+    monkeypatch.setattr(RabbitMQConsumer, "open_lane", refuse)
+    closed: list[Bell] = []
+    close = Bell.close
+    monkeypatch.setattr(Bell, "close", lambda bell: (closed.append(bell), close(bell)))
+    with pytest.raises(ConsumerLost):
+        transport.consumer("q", 5)
+    assert [bell.reader for bell in closed] == [-1]

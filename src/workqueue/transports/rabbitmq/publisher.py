@@ -22,6 +22,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
+from workqueue.logs import CarefulLog
 from workqueue.message import DEFAULT_PRIORITY, Message, visible
 from workqueue.transports.copies import DIRECT_REPLY_TO
 from workqueue.transports.rabbitmq import wire
@@ -41,7 +42,7 @@ from workqueue.transports.rabbitmq.survey import (
 )
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
 
 WINDOW = 2_000
 """Messages on their way without a confirm. Enough to keep a quorum queue busy; waiting for each

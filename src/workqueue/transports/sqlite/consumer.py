@@ -20,6 +20,7 @@ from workqueue.errors import (
     StorageError,
     WorkqueueError,
 )
+from workqueue.logs import CarefulLog
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
@@ -31,7 +32,7 @@ from workqueue.transports.sqlite.life import enter, leave
 from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
-log = logging.getLogger("workqueue.sqlite")
+log = CarefulLog(logging.getLogger("workqueue.sqlite"))
 
 BEAT = 0.5
 """Seconds between two looks at who of the others has died."""
