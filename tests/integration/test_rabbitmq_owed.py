@@ -557,6 +557,26 @@ def test_copies_of_a_lane_that_ended_settle_nothing_of_its_successor(
     assert transport.stats("q").ready == 30
 
 
+def test_a_channel_number_that_is_used_again(transport: RabbitMQTransport) -> None:
+    """RabbitMQ closed a lane's channel, and before the consumer has replaced the lane another one
+    has that number: what is settled of the first settles nothing of the other."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 5)
+    consumer = transport.consumer("q", 5)
+    old = receive_all(consumer, 5)
+    (lane,) = consumer.lanes
+    consumer.link.wire.write(wire.encode_ack(lane.number, 999, multiple=False))  # no such delivery
+    consumer.hold(20)
+    eventually(lambda: lane.ended or consumer.link.wire.read(), within=PATIENCE)
+    consumer.hold(40)
+    assert [one.number for one in consumer.lanes].count(lane.number) == 2
+    eventually(lambda: consumer.arrivals or consumer.link.wire.read(), within=PATIENCE)
+    consumer.settle([Ack(delivery) for delivery in old])
+    consumer.receive(0, 0.2)
+    consumer.close()
+    assert transport.stats("q").ready == 5
+
+
 @pytest.mark.rabbitmq("4.3")  # those before count what is handed back as well
 @pytest.mark.parametrize("prefetch", [0, 50])
 def test_what_ran_and_has_no_copy_counts_as_lost(

@@ -671,8 +671,8 @@ class RabbitMQConsumer:
 
     def wait_for_copies(self) -> None:
         """As long as there are fewer and fewer on their way: an original that goes back while its
-        copy is made safe is a duplicate. After a pause no longer than `COPY_PATIENCE` in all: whoever
-        paused has waited as long as there was time."""
+        copy is made safe is a duplicate. After a pause no longer than `COPY_PATIENCE` in all: the
+        worker that paused has waited as long as there was time."""
         left, until = 0, 0.0
         end = time.monotonic() + COPY_PATIENCE if self.paused else math.inf
         with suppress(ConsumerLost):

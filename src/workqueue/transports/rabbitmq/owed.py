@@ -39,8 +39,8 @@ class Owed:
 
     `decided_at` is when that was settled, and `next_try` when it is to be tried, in seconds of the
     monotonic clock. `alone`: it is sent with no other on its way, since one of them made the broker
-    hang up. `dropped`: the broker has the original back, so there is nothing to copy any more. `placed`: the
-    copy is safe.
+    hang up. `dropped`: the broker has the original back, so there is nothing to copy any more.
+    `placed`: the copy is safe.
     """
 
     delivery: Delivery

@@ -270,9 +270,8 @@ class RabbitMQPublisher:
             self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error.text}")))
         except (AccessRefused, ConfigError) as error:
             # Alone: others on their way with it may be somebody else's.
-            refused = (
-                CannotWait(f"it cannot wait: {error}") if message.delay else Refused(str(error))
-            )
+            waits = message.delay > 0
+            refused = CannotWait(f"it cannot wait: {error}") if waits else Refused(str(error))
             refused.__cause__ = error
             self.confirms.failures.append((message, refused))
         except wire.TooLong as error:

@@ -29,8 +29,8 @@ from workqueue.transports.rabbitmq.topology import (
 MOST_QUESTIONS = 25
 
 NO_QUEUE_HAS = {"x-max-length": -1}
-"""RabbitMQ makes no queue with it, and compares an existing queue with a declaration before it looks
-at that (tried on 3.10, 4.0 and 4.3): a declaration that asks, and never makes."""
+"""RabbitMQ makes no queue with it, and compares a queue that exists with a declaration before it
+checks that (tried on 3.10, 4.0 and 4.3): a declaration with it asks, and never makes."""
 
 QUORUM_ONLY = ("x-delivery-limit", "x-dead-letter-strategy", "x-consumer-timeout")
 """Arguments of ours that a classic queue cannot have, or need not be asked for: up to RabbitMQ 4.2
