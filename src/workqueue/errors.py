@@ -315,3 +315,11 @@ def account_fault(error: NotSent, given: Collection[int]) -> str:
         accounted = f"{len(named)} failed and {error.sent} sent"
         return f"accounted for {accounted}, and was given {len(given)}"
     return ""
+
+
+def common_reason(failures: Sequence[tuple[Message, NotSent]]) -> WorkqueueError | None:
+    """Why none of these was sent, where each failed for want of a permission, or for an object in
+    the broker that was made otherwise; None for any other cause."""
+    reasons = [cause.__cause__ for _, cause in failures]
+    common = [reason for reason in reasons if isinstance(reason, (AccessRefused, ConfigError))]
+    return common[0] if common and len(common) == len(reasons) else None

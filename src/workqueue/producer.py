@@ -28,6 +28,7 @@ from workqueue.errors import (
     WorkqueueError,
     account_fault,
     class_name,
+    common_reason,
 )
 from workqueue.forks import renew_after_fork
 from workqueue.message import (
@@ -538,6 +539,8 @@ class Parcel:
             ]
             untouched = all(load.untouched(message) for message in self.messages)
             self.error = load.error if untouched else None
+            if len(self.failures) == len(self.messages):
+                self.error = self.error or common_reason(self.failures)
         self.carried = True
 
     def to_be_carried(self) -> bool:

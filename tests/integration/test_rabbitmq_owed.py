@@ -21,13 +21,18 @@ from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE, Desk
 from workqueue import Broker as Remote
 from workqueue import Job, NotSent, QueueFull, Reject, RetryLater, RetryPolicy, Unconfirmed, Worker
+from workqueue.errors import ConsumerLost
 from workqueue.health import state_of
 from workqueue.message import Delivery, Message, new_id
 from workqueue.testing import eventually
-from workqueue.transport import Ack, QueueSpec, QueueType
+from workqueue.transport import Ack, QueueSpec, QueueType, Requeue
+from workqueue.transport import Reject as SetAside
+from workqueue.transports.bell import Bell
 from workqueue.transports.rabbitmq import driver, publisher, wire
+from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
 from workqueue.transports.rabbitmq.driver import RabbitMQTransport
 from workqueue.transports.rabbitmq.ladder import DUE, Level
+from workqueue.transports.rabbitmq.owed import Owed
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
 pytestmark = pytest.mark.usefixtures("no_settling")
@@ -499,3 +504,187 @@ def test_what_is_handed_back_at_once_keeps_its_order(
         again.settle([Ack(delivery)])
     assert bodies == list(range(200))
     again.close()
+
+
+# -- a lane that ends while copies are owed -------------------------------------------------------
+
+
+class Gate:
+    """Keeps a consumer's news of copies that are safe, until it is opened."""
+
+    def __init__(self, consumer: RabbitMQConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kept: list[Owed] = []
+        self.consumer = consumer
+        monkeypatch.setattr(consumer.copier, "report", self.kept.extend)
+
+    def open(self) -> None:
+        self.consumer.copier.done.extend(self.kept)
+
+
+def receive_all(consumer: RabbitMQConsumer, count: int) -> list[Delivery]:
+    received: list[Delivery] = []
+    eventually(
+        lambda: received.extend(consumer.receive(count, 0.2)) or len(received) == count,
+        within=PATIENCE,
+    )
+    return received
+
+
+@pytest.mark.parametrize("prefetch", [0, 50])
+def test_copies_of_a_lane_that_ended_settle_nothing_of_its_successor(
+    transport: RabbitMQTransport,
+    client: ForeignClient,
+    monkeypatch: pytest.MonkeyPatch,
+    prefetch: int,
+) -> None:
+    """The successor has the same channel number and the same delivery tags: an acknowledgement of
+    an old delivery would drop a new message that nobody has handled."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 10)
+    consumer = transport.consumer("q", prefetch)
+    old = receive_all(consumer, 10)
+    gate = Gate(consumer, monkeypatch)
+    consumer.settle([SetAside(delivery, "no", "") for delivery in old])
+    eventually(lambda: len(gate.kept) == 10, within=PATIENCE)
+    client.channel.queue_delete("q")
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 30)
+    new = receive_all(consumer, 30)
+    gate.open()
+    consumer.receive(0, 0.2)
+    assert consumer.unsettled == len(new)
+    consumer.close()
+    assert transport.stats("q").ready == 30
+
+
+def test_a_channel_number_that_is_used_again(transport: RabbitMQTransport) -> None:
+    """RabbitMQ closed a lane's channel, and before the consumer has replaced the lane another one
+    has that number: what is settled of the first settles nothing of the other."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 5)
+    consumer = transport.consumer("q", 5)
+    old = receive_all(consumer, 5)
+    (lane,) = consumer.lanes
+    consumer.link.wire.write(wire.encode_ack(lane.number, 999, multiple=False))  # no such delivery
+    consumer.hold(20)
+    eventually(lambda: lane.ended or consumer.link.wire.read(), within=PATIENCE)
+    consumer.hold(40)
+    assert [one.number for one in consumer.lanes].count(lane.number) == 2
+    eventually(lambda: consumer.arrivals or consumer.link.wire.read(), within=PATIENCE)
+    consumer.settle([Ack(delivery) for delivery in old])
+    consumer.receive(0, 0.2)
+    consumer.close()
+    assert transport.stats("q").ready == 5
+
+
+@pytest.mark.rabbitmq("4.3")  # those before count what is handed back as well
+@pytest.mark.parametrize("prefetch", [0, 50])
+def test_what_ran_and_has_no_copy_counts_as_lost(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    """A consumer that closes hands back what did not run, and not what ran: that would come again
+    and again as if it never had."""
+    monkeypatch.setattr("workqueue.transports.rabbitmq.consumer.COPY_PATIENCE", 0.2)
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 2)
+    consumer = transport.consumer("q", prefetch)
+    ran, waiting = receive_all(consumer, 2)
+    Gate(consumer, monkeypatch)
+    consumer.settle([SetAside(ran, "no", "")])
+    consumer.close()
+    again = {delivery.message.body: delivery for delivery in receive_all_of(transport, 2)}
+    assert again[ran.message.body].message.headers.get("x-delivery-count") == 1
+    assert not again[waiting.message.body].message.headers.get("x-delivery-count")
+
+
+def receive_all_of(transport: RabbitMQTransport, count: int) -> list[Delivery]:
+    consumer = transport.consumer("q", count)
+    try:
+        return receive_all(consumer, count)
+    finally:
+        consumer.close()
+
+
+# -- a consumer in trouble ------------------------------------------------------------------------
+
+
+def test_without_a_thread_for_copies_all_else_is_settled(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the system gives no thread, what was done is done, and the copies follow once there is
+    one."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 4)
+    consumer = transport.consumer("q", 10)
+    first, second, third, fourth = receive_all(consumer, 4)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        consumer.settle([SetAside(third, "no", ""), Ack(first), Ack(second), Requeue(fourth)])
+        assert receive_all(consumer, 1)[0].message.body == b"3"
+        assert consumer.unsettled == 2
+        assert "can't start new thread" in caplog.text
+    eventually(lambda: consumer.receive(0, 0.1) or consumer.unsettled == 1, within=PATIENCE)
+    consumer.close()
+    assert (transport.stats("q").ready, transport.stats("q").dead) == (1, 1)
+
+
+def test_a_copier_that_ended_ends_its_consumer(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would be copied any more, and nobody would know."""
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 1)
+    consumer = transport.consumer("q", 10)
+    received = receive_all(consumer, 1)
+    monkeypatch.setattr(consumer.copier, "work", lambda: None)
+    consumer.settle([SetAside(received[0], "no", "")])
+    with pytest.raises(ConsumerLost, match="copies"):
+        eventually(lambda: consumer.receive(0, 0.1), within=PATIENCE)
+    assert consumer.unsettled == 1
+    consumer.close()
+    assert receive_all_of(transport, 1)
+
+
+def test_after_a_pause_closing_takes_only_so_long(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well the copies get on: the worker has waited for them as long as it wanted to. How
+    many are left can still be read."""
+    monkeypatch.setattr("workqueue.transports.rabbitmq.consumer.COPY_PATIENCE", 0.5)
+    monkeypatch.setattr("workqueue.transports.rabbitmq.copier.MOST_AT_ONCE", 1)
+    transport.declare(QueueSpec(name="q"))
+    send(transport, 60)
+    consumer = transport.consumer("q", 100)
+    received = receive_all(consumer, 60)
+    place = consumer.copier.place
+
+    def place_slowly(batch: list[Owed]) -> None:
+        time.sleep(0.2)
+        place(batch)
+
+    monkeypatch.setattr(consumer.copier, "place", place_slowly)
+    consumer.settle([SetAside(delivery, "no", "") for delivery in received])
+    consumer.pause()
+    consumer.close()
+    assert 40 < consumer.unsettled <= 60
+    eventually(lambda: transport.stats("q").ready == consumer.unsettled, within=PATIENCE)
+
+
+def test_a_refused_consumer_leaves_no_descriptors(
+    transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise ConsumerLost("no")
+
+    transport.declare(QueueSpec(name="q"))
+    monkeypatch.setattr(RabbitMQConsumer, "open_lane", refuse)
+    closed: list[Bell] = []
+    close = Bell.close
+    monkeypatch.setattr(Bell, "close", lambda bell: (closed.append(bell), close(bell)))
+    with pytest.raises(ConsumerLost):
+        transport.consumer("q", 5)
+    assert [bell.reader for bell in closed] == [-1]

@@ -18,11 +18,13 @@ from tests.integration.broker import Broker, Vhost
 from tests.integration.foreign import ForeignClient
 from tests.integration.programs import PATIENCE, Desk, Result
 from tests.integration.supply import Wanted, supply_of
-from workqueue import ConfigError, Producer, Worker, connect
+from workqueue import AccessRefused, ConfigError, NotSent, Producer, Worker, connect
+from workqueue.producer import make_message
 from workqueue.retry import RetryPolicy
 from workqueue.testing import eventually
 from workqueue.transports.rabbitmq import delays, destinations, driver, migration
 from workqueue.transports.rabbitmq.ladder import Level, delivery_key
+from workqueue.transports.rabbitmq.survey import exists
 from workqueue.transports.rabbitmq.topology import NO_TIMEOUT
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -543,3 +545,41 @@ def test_a_classic_queue_of_version_0_2(desk: Desk, client: ForeignClient) -> No
         ["work", "old", "tasks:handle", "-n", "1"],
     ):
         assert desk.run(*arguments).code == 0
+
+
+def test_a_message_that_cannot_wait_fails_alone(
+    desk: Desk, users: Users, broker: Broker, vhost: Vhost
+) -> None:
+    """Those that were sent with it are placed; and a sender whose messages all fail for the want of
+    a permission is told of that, whoever else's were sent with them."""
+    desk.run("declare", "jobs")
+    plain = [make_message(b"x" * 30_000) for _ in range(6)]
+    late = make_message("late", delay=60)
+    with connect(users.url(("^$", ".*", ".*"), "jobs")) as remote:
+        sender = remote.queue("jobs").producer
+        with pytest.raises(NotSent) as caught:
+            sender.send_messages([*plain[:3], late, *plain[3:]])
+        assert caught.value.sent == 6
+        assert [message for message, _ in caught.value.failures] == [late]
+        with pytest.raises(AccessRefused, match="configure"):
+            sender.send_messages([late, make_message("later", delay=60)])
+        sender.send("plain")
+    with connect(vhost.url) as remote:
+        assert remote.queue("jobs").stats().ready == 7
+
+
+@pytest.mark.rabbitmq("3.10", "4.0", "4.3")
+def test_to_ask_for_a_type_makes_no_queue(vhost: Vhost, client: ForeignClient) -> None:
+    """Not even one that was deleted since it was last seen: it would lie there without bindings."""
+    link = driver.Link(driver.RabbitMQTransport(vhost.url).address, "look")
+    assert driver.find_type(link, "gone") is None
+    assert not exists(link, "gone")
+    with connect(vhost.url) as remote:
+        remote.queue("jobs").declare()
+    assert driver.find_type(link, "jobs") == "quorum"
+    client.channel.queue_declare("log", durable=True, auto_delete=False, arguments=STREAM)
+    assert driver.find_type(link, "log") == "stream"
+    link.close()
+
+
+STREAM = {"x-queue-type": "stream"}

@@ -217,3 +217,41 @@ def test_a_bug_in_one_copy_is_that_copys_alone(copier: Copier, scripted: Scripte
     eventually(lambda: len(scripted.placed) == 2)
     assert copier.thread is not None
     assert copier.thread.is_alive()
+
+
+def test_a_log_that_fails_holds_up_no_copy(copier: Copier, scripted: Scripted) -> None:
+    """An application's handler of log lines may raise."""
+
+    class Failing(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            raise RuntimeError("no")
+
+    handler = Failing()
+    logging.getLogger("workqueue").addHandler(handler)
+    try:
+        scripted.trouble["q.dead"] = QueueFull("full")
+        copier.post(owed())
+        eventually(lambda: copier.trouble[0] == 1)
+        scripted.trouble.clear()
+        copier.hurry()
+        eventually(lambda: len(scripted.placed) == 1)
+    finally:
+        logging.getLogger("workqueue").removeHandler(handler)
+
+
+def test_what_a_bug_of_the_copier_interrupts_is_tried_again(
+    copier: Copier, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that was posted is forgotten, and the thread goes on."""
+    failures = [RuntimeError("a bug")]
+    place = copier.place
+
+    def fail_once(batch: list[Owed]) -> None:
+        if failures:
+            raise failures.pop()
+        place(batch)
+
+    monkeypatch.setattr(copier, "place", fail_once)
+    copier.post(owed())
+    eventually(lambda: len(scripted.placed) == 1)
+    assert len(copier.collect()) == 1

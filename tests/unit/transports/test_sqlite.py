@@ -556,6 +556,53 @@ def test_a_consumer_heeds_its_bell_while_the_file_is_locked(
     other.execute("ROLLBACK")
 
 
+def test_a_closed_consumer_says_what_could_not_be_written_down(
+    worker: SQLiteConsumer,
+    sender: SQLitePublisher,
+    other: sqlite3.Connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its worker asks after closing it: until then the file may be free again."""
+    send(sender, b"a", b"b")
+    worker.database.timeout = 0.05
+    first, _second = worker.receive(2, 5.0)
+    other.execute("BEGIN IMMEDIATE")
+    worker.settle([Ack(first)])
+    assert worker.unsettled == 2
+    worker.close()
+    assert worker.unsettled == 1
+    assert "1 tasks of q run again" in caplog.text
+    other.execute("ROLLBACK")
+
+
+def test_a_consumer_that_is_heard_in_time_has_nothing_left(
+    worker: SQLiteConsumer, sender: SQLitePublisher, other: sqlite3.Connection
+) -> None:
+    send(sender, b"a", b"b")
+    worker.database.timeout = 0.05
+    first, _second = worker.receive(2, 5.0)
+    other.execute("BEGIN IMMEDIATE")
+    worker.settle([Ack(first)])
+    other.execute("ROLLBACK")
+    worker.close()
+    assert worker.unsettled == 0
+
+
+def test_what_is_settled_last_by_a_consumer_taken_for_dead(
+    worker: SQLiteConsumer, sender: SQLitePublisher, other: sqlite3.Connection
+) -> None:
+    """It runs again, and is not counted as done."""
+    send(sender, b"a")
+    worker.database.timeout = 0.05
+    received = worker.receive(1, 5.0)
+    other.execute("BEGIN IMMEDIATE")
+    worker.settle([Ack(delivery) for delivery in received])
+    other.execute("DELETE FROM consumers")
+    other.execute("COMMIT")
+    worker.close()
+    assert worker.unsettled == 1
+
+
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     """A disk of so many bytes."""

@@ -30,6 +30,7 @@ import amqp
 from msgspec.structs import replace
 
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost, LookCutShort
+from workqueue.logs import CarefulLog
 from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
@@ -51,7 +52,7 @@ from workqueue.transports.rabbitmq.owed import Owed
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
 
 MOST_LANES = 64
 OTHER_CHANNELS = 1
@@ -122,6 +123,7 @@ class Lane:
         self.begun = 0
         self.lent = 0
         self.ended: str | None = None
+        self.is_closed = False
         classic = survey.type == "classic"
         counted = classic or survey.abilities.counts_hand_backs
         self.innocent_returns = INNOCENT_RETURNS if counted else 0
@@ -204,7 +206,7 @@ class Lane:
             case wire.CHANNEL_CLOSE:
                 self.link.wire.forget_channel(self.number)
                 closed = ChannelClosed(self.number, *wire.decode_refusal(inbound.arguments))
-                self.ended = closed.text
+                self.ended, self.is_closed = closed.text, True
                 if self.opening:
                     raise closed
 
@@ -245,7 +247,13 @@ class Lane:
 
     def settle(self, tags: list[int], encode: Callable[..., bytes], most: int) -> bytes:
         """Frames that settle `tags`, each up to `most` of them. A stopped lane writes some of them
-        itself, and waits until the queue has applied those."""
+        itself, and waits until the queue has applied those.
+
+        None once RabbitMQ has closed the channel: its deliveries are back in the queue, and another
+        lane may have the channel's number, with the same delivery tags.
+        """
+        if self.is_closed:
+            return b""
         frames: list[bytes] = []
         wanted = set(tags)
         whole = list(takewhile(wanted.__contains__, self.held))  # `held` is in the order of tags
@@ -299,6 +307,8 @@ class Lane:
 
     def close(self) -> None:
         """Hang up this lane alone; what it held goes back to the queue."""
+        if self.is_closed:
+            return  # another lane may have the channel's number
         self.link.wire.taps[self.number] = self.ignore
         if self.channel.connection is not None:
             with suppress(amqp.RecoverableConnectionError):  # the broker closed it at the same time
@@ -342,8 +352,9 @@ class RabbitMQConsumer:
         self.taken_back: list[Delivery] = []
         self.paused = False
         self.finished: str | None = None
-        self.bell = Bell()
+        self.left = 0
         self.probe = GateProbe(link, self.queue)
+        self.bell = Bell()
         self.copier = Copier(copier_connection, repair, self.wake)
         self.prefetch = prefetch
         self.thin = False
@@ -351,7 +362,12 @@ class RabbitMQConsumer:
         self.read_at = 0.0
         self.most_lanes = max(1, min(MOST_LANES, link.most_channels - OTHER_CHANNELS))
         shares = split(prefetch, 1 if survey.guarded else self.most_lanes)
-        self.lanes = [self.open_lane(share) for share in shares]
+        try:
+            self.lanes = [self.open_lane(share) for share in shares]
+        except BaseException:
+            self.copier.close()
+            self.bell.close()
+            raise
 
     def open_lane(self, prefetch: int) -> Lane:
         return Lane(self.link, self.survey, prefetch, self.arrive)
@@ -366,6 +382,10 @@ class RabbitMQConsumer:
 
     @property
     def unsettled(self) -> int:
+        """Once it is closed or lost: how many were settled and have no copy that is known to be
+        safe. Their tasks run again."""
+        if self.finished is not None:
+            return self.left
         return sum(len(lane.held) for lane in self.lanes) - len(self.arrivals)
 
     @property
@@ -422,6 +442,8 @@ class RabbitMQConsumer:
                 self.show_up()
             elif self.thin:
                 self.fill_up()
+        if self.copier.has_ended:
+            raise self.lose("the thread that places copies has ended")
         if self.probe.found and not self.unsettled:
             self.close()
             raise ConsumerLost(f"queue {self.queue} is being migrated")
@@ -456,7 +478,7 @@ class RabbitMQConsumer:
             self.lanes.remove(lane)
             self.thin = True
             held = {d for d in lane.held.values() if d is not None}
-            held |= {d for d in self.out if d.receipt[0] is lane}
+            held |= {d for d in (*self.out, *self.copying) if d.receipt[0] is lane}
             self.arrivals = deque(d for d in self.arrivals if d not in held)
             self.taken_back += [d for d in held if d in self.out]
             self.out -= held
@@ -541,6 +563,7 @@ class RabbitMQConsumer:
         self.out -= deliveries
         done: dict[Lane, list[int]] = defaultdict(list)
         untouched: dict[Lane, list[int]] = defaultdict(list)
+        copies: list[tuple[Delivery, str, Message]] = []
         for outcome in outcomes:
             delivery = outcome.delivery
             if strangers and delivery in strangers:
@@ -553,12 +576,14 @@ class RabbitMQConsumer:
                     untouched[lane].append(tag)
                 case Retry(_, _, delay, failed):
                     copy = retry_copy(delivery, delay, failed=failed)
-                    self.copy(delivery, self.queue, copy)
+                    copies.append((delivery, self.queue, copy))
                 case Reject(_, reason, error):
                     copy = dead_copy(delivery, reason, error, time.time(), this_worker())
-                    self.copy(delivery, self.queue + DEAD_SUFFIX, copy)
+                    copies.append((delivery, self.queue + DEAD_SUFFIX, copy))
         self.write([lane.ack(sorted(tags)) for lane, tags in done.items()])
         self.write([lane.give_back(tags) for lane, tags in untouched.items()])
+        for one in copies:
+            self.copy(*one)
 
     def copy(self, delivery: Delivery, queue: str, message: Message) -> None:
         """The original stays with us, and counts in the prefetch, until its copy is safe."""
@@ -567,6 +592,7 @@ class RabbitMQConsumer:
 
     def acknowledge_copied(self) -> None:
         """Copies that became safe replace their originals."""
+        self.copier.tend()
         tags: dict[Lane, list[int]] = defaultdict(list)
         for owed in self.copier.collect():
             if self.copying.pop(owed.delivery, None):  # else taken back meanwhile: a duplicate
@@ -637,6 +663,7 @@ class RabbitMQConsumer:
 
     def finish(self, why: str) -> None:
         self.finished = why
+        self.left = len(self.copying)
         self.out.clear()
         self.forget_copies(set(self.copying), why)
         self.arrivals.clear()
@@ -644,10 +671,14 @@ class RabbitMQConsumer:
 
     def wait_for_copies(self) -> None:
         """As long as there are fewer and fewer on their way: an original that goes back while its
-        copy is made safe is a duplicate."""
+        copy is made safe is a duplicate. After a pause no longer than `COPY_PATIENCE` in all: the
+        worker that paused has waited as long as there was time."""
         left, until = 0, 0.0
+        end = time.monotonic() + COPY_PATIENCE if self.paused else math.inf
         with suppress(ConsumerLost):
             while self.copying and (len(self.copying) != left or time.monotonic() < until):
+                if time.monotonic() >= end:
+                    return
                 if len(self.copying) != left:
                     left, until = len(self.copying), time.monotonic() + COPY_PATIENCE
                 self.turn(0.05)
@@ -673,7 +704,8 @@ class RabbitMQConsumer:
         alive = [lane for lane in self.lanes if lane.ended is None]
         for lane in alive:
             lane.stop()
-            unsettled = [tag for tag, held in lane.held.items() if held not in self.copying]
+            copied = {d.receipt[1] for d in self.copying if d.receipt[0] is lane}
+            unsettled = [tag for tag in lane.held if tag not in copied]
             self.link.wire.write(lane.give_back(unsettled), timeout=FAREWELL_TIME)
         for lane in alive:
             lane.settle_through()

@@ -16,12 +16,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 from workqueue.errors import ConnectionLost, NotSent, TooLarge, Unroutable, WorkqueueError
+from workqueue.logs import CarefulLog
 from workqueue.transports.forms import Form
 from workqueue.transports.rabbitmq.causes import CannotWait, Interrupted
 from workqueue.transports.rabbitmq.owed import LAST_PAUSES, LONGEST_PAUSE, Owed, pause, plan
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
 
 CONFIRM_TIMEOUT = 30.0
 """Seconds in which RabbitMQ confirms nothing, until a connection counts as dead and the copies on
@@ -38,8 +39,8 @@ class Copier:
     """`post` copies, `collect` those that became safe; `ring` is called when there are any.
 
     `connect` opens the publisher; `repair` makes the queues when a copy found none. The thread
-    starts with the first copy. `trouble` is how many copies wait for another try, and why the last
-    one failed.
+    starts with the first copy; `tend`, called now and then, starts it where the system gave none
+    before. `trouble` is how many copies wait for another try, and why the last one failed.
     """
 
     def __init__(
@@ -64,10 +65,29 @@ class Copier:
         self.lost = 0
 
     def post(self, owed: Owed) -> None:
-        if self.thread is None:
-            self.thread = threading.Thread(target=self.work, name="workqueue-copier", daemon=True)
-            self.thread.start()
         self.posted.put(owed)
+        self.tend()
+
+    def tend(self) -> None:
+        """Start the thread, if copies wait for it. Where the system gives none, they go on waiting:
+        their originals stay with the consumer."""
+        if self.thread is not None or self.posted.empty() or self.stopping.is_set():
+            return
+        thread = threading.Thread(target=self.work, name="workqueue-copier", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            why = f"copies cannot be placed for now, and wait in the worker: {error}"
+            self.complaints.say("", "thread", why)
+            self.trouble = (self.posted.qsize(), why)
+            return
+        self.thread = thread
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread ended though nobody closed this: nothing more will be placed."""
+        running = self.thread is None or self.thread.is_alive()
+        return not running and not self.stopping.is_set()
 
     def collect(self) -> list[Owed]:
         collected = []
@@ -78,7 +98,8 @@ class Copier:
     def hurry(self) -> None:
         """The worker drains: try everything now, and then at short intervals."""
         self.longest_pause = LAST_PAUSES
-        self.posted.put(None)
+        if self.thread is not None:
+            self.posted.put(None)
 
     def close(self) -> None:
         """Stop soon; what is not confirmed stays unknown. Does not wait for a broker."""
@@ -92,7 +113,7 @@ class Copier:
     def work(self) -> None:
         while not self.stopping.is_set():
             for way in ways(self.next_batch()):
-                self.place(way)
+                self.place_or_keep(way)
             self.note_trouble()
         self.hang_up()
 
@@ -129,6 +150,19 @@ class Copier:
         for owed in self.waiting:
             owed.next_try = 0.0
 
+    def place_or_keep(self, batch: list[Owed]) -> None:
+        """A bug must not end the thread: what it interrupted is tried again, later."""
+        try:
+            self.place(batch)
+        except Exception as error:
+            log.exception("copies for %s could not be published", batch[0].queue)
+            cause = Interrupted(f"{type(error).__name__}: {error}")
+            waiting = set(map(id, self.waiting))
+            kept = [owed for owed in batch if not owed.placed and id(owed) not in waiting]
+            for owed in kept:
+                plan(owed, cause, time.monotonic(), self.longest_pause)
+            self.waiting += kept
+
     def place(self, batch: list[Owed]) -> None:
         """Publish `batch`, all to one queue. What failed waits for its next try."""
         batch = [owed for owed in batch if not owed.dropped]
@@ -138,8 +172,8 @@ class Copier:
         failed = self.try_publishing(name, batch)
         lost = {id(owed) for owed, _ in failed}
         placed = [owed for owed in batch if id(owed) not in lost]
-        self.tell_smaller(name, placed)
         self.report(placed)
+        self.tell_smaller(name, placed)
         if not failed:
             if not any(owed.tries and owed.queue == name for owed in self.waiting):
                 self.complaints.settle(name)
@@ -234,6 +268,8 @@ class Copier:
         self.trouble = (len(again), self.complaints.last if again else "")
 
     def report(self, placed: list[Owed]) -> None:
+        for owed in placed:
+            owed.placed = True
         if placed:
             self.done.extend(placed)
             self.ring()

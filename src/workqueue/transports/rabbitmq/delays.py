@@ -53,16 +53,19 @@ GATE_AGAIN = 5.0
 
 class Looks:
     """How one sender looks at the ladder; `levels` are what it has seen since its batch began: the
-    highest number by prefix. The channel is kept: to open one takes longer than to look."""
+    highest number by prefix. `refused` is why there is no way, by the name of the level. The channel
+    is kept: to open one takes longer than to look."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.levels: dict[str, int] = {}
+        self.refused: dict[str, AccessRefused | ConfigError | ChannelClosed] = {}
         self.channel: amqp.Channel | None = None
 
     def begin(self) -> None:
         """A batch."""
         self.levels.clear()
+        self.refused.clear()
 
     def open(self) -> amqp.Channel:
         if self.channel is None:
@@ -93,9 +96,15 @@ class Delays:
         """
         high = looks.link.abilities.high_priorities_block and message.priority > DEFAULT_PRIORITY
         level = first_level(message.delay, high=high)
+        if refused := looks.refused.get(level.name):
+            raise refused.with_traceback(None)
         if level.number > looks.levels.get(level.prefix, -1):
-            with self.lock:
-                self.make_sure(looks, level, queue)
+            try:
+                with self.lock:
+                    self.make_sure(looks, level, queue)
+            except (AccessRefused, ConfigError, ChannelClosed) as error:
+                looks.refused[level.name] = error
+                raise
             looks.levels[level.prefix] = level.number
         return level.name, routing_key(message.delay, queue)
 

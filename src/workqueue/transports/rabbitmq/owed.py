@@ -40,6 +40,7 @@ class Owed:
     `decided_at` is when that was settled, and `next_try` when it is to be tried, in seconds of the
     monotonic clock. `alone`: it is sent with no other on its way, since one of them made the broker
     hang up. `dropped`: the broker has the original back, so there is nothing to copy any more.
+    `placed`: the copy is safe.
     """
 
     delivery: Delivery
@@ -51,6 +52,7 @@ class Owed:
     tries: int = 0
     alone: bool = False
     dropped: bool = False
+    placed: bool = False
 
     @property
     def ripe_at(self) -> float:

@@ -6,11 +6,12 @@ import logging
 
 from workqueue.errors import QueueNotFound
 from workqueue.forks import Lock
+from workqueue.logs import CarefulLog
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import Survey, survey
 from workqueue.transports.rabbitmq.topology import MAX_PRIORITY
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
 
 
 class Priorities:

@@ -21,7 +21,9 @@ from workqueue.errors import (
     TooLarge,
     Unconfirmed,
     Unroutable,
+    common_reason,
 )
+from workqueue.logs import CarefulLog
 from workqueue.message import DEFAULT_PRIORITY, Message, visible
 from workqueue.transports.copies import DIRECT_REPLY_TO
 from workqueue.transports.rabbitmq import wire
@@ -41,7 +43,7 @@ from workqueue.transports.rabbitmq.survey import (
 )
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
 
 WINDOW = 2_000
 """Messages on their way without a confirm. Enough to keep a quorum queue busy; waiting for each
@@ -267,10 +269,11 @@ class RabbitMQPublisher:
         except ChannelClosed as error:
             self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error.text}")))
         except (AccessRefused, ConfigError) as error:
-            if self.exchange:
-                raise
-            # A copy, beside others that need not wait.
-            self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error}")))
+            # Alone: others on their way with it may be somebody else's.
+            waits = message.delay > 0
+            refused = CannotWait(f"it cannot wait: {error}") if waits else Refused(str(error))
+            refused.__cause__ = error
+            self.confirms.failures.append((message, refused))
         except wire.TooLong as error:
             self.confirms.failures.append((message, TooLarge(str(error))))
         except wire.WireError as error:
@@ -379,6 +382,8 @@ class RabbitMQPublisher:
                 self.delays.forget()
             if len(failures) == total and (refused := self.lacking(queue, failures[0][1])):
                 raise refused
+            if self.exchange and len(failures) == total and (reason := common_reason(failures)):
+                raise reason  # a copy has its cause instead
             raise NotSent(str(failures[0][1]), failures=failures, sent=total - len(failures))
 
     def lacking(self, queue: str, cause: NotSent) -> AccessRefused | None:

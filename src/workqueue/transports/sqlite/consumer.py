@@ -20,6 +20,7 @@ from workqueue.errors import (
     StorageError,
     WorkqueueError,
 )
+from workqueue.logs import CarefulLog
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
@@ -31,7 +32,7 @@ from workqueue.transports.sqlite.life import enter, leave
 from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
-log = logging.getLogger("workqueue.sqlite")
+log = CarefulLog(logging.getLogger("workqueue.sqlite"))
 
 BEAT = 0.5
 """Seconds between two looks at who of the others has died."""
@@ -70,6 +71,7 @@ class SQLiteConsumer:
         self.lent = 0
         self.owed: list[Outcome] = []
         self.lost: set[Delivery] = set()
+        self.left = 0
         self.paused = False
         self.ended = ""
         self.trouble = ""
@@ -94,6 +96,10 @@ class SQLiteConsumer:
 
     @property
     def unsettled(self) -> int:
+        """Once it is closed or lost: how many were settled, and what became of them could not be
+        written down. Their tasks run again."""
+        if self.ended:
+            return self.left
         return self.lent + len(self.owed)
 
     @property
@@ -281,15 +287,8 @@ class SQLiteConsumer:
             return
         self.bell.close()
         if os.getpid() == self.database.pid:
-            with suppress(WorkqueueError):
-                self.settle_owed()
-            if self.owed:
-                log.warning(
-                    "%d tasks of %s run again as the same attempt: what became of them could not "
-                    "be written down",
-                    len(self.owed),
-                    self.queue,
-                )
+            if not self.ended:
+                self.settle_last()
             # If giving back fails, the lock is let go of all the same, and others give it back.
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
@@ -297,6 +296,22 @@ class SQLiteConsumer:
         self.forget_out()
         self.owed.clear()
         self.ended = CLOSED
+
+    def settle_last(self) -> None:
+        """What is owed is written down now, or never, and `left` says how much is not: also what
+        another process gave back, which took this consumer for dead."""
+        owed = list(self.owed)
+        with suppress(WorkqueueError):
+            self.settle_owed()
+        lost = sum(outcome.delivery in self.lost for outcome in owed)
+        self.left = self.left or max(len(self.owed), lost)
+        if self.left:
+            log.warning(
+                "%d tasks of %s run again as the same attempt: what became of them could not be "
+                "written down",
+                self.left,
+                self.queue,
+            )
 
     def check(self) -> None:
         if os.getpid() != self.database.pid:
@@ -306,6 +321,7 @@ class SQLiteConsumer:
 
     def end(self, reason: str | StorageError) -> NoReturn:
         self.ended = str(reason)
+        self.left = 0 if isinstance(reason, str) else len(self.owed)  # of no queue nothing runs
         self.forget_out()
         self.owed.clear()
         self.lost.clear()
