@@ -332,7 +332,11 @@ class Consumer(Protocol):
     def unsettled(self) -> int:
         """Deliveries received whose fate is not final: not settled yet
         [test_prefetch_bounds_what_is_out], or the broker has not confirmed the copy that a Retry
-        or Reject made. 0 when all is settled [test_acked_is_gone]."""
+        or Reject made. 0 when all is settled [test_acked_is_gone].
+
+        Still readable after `close`: then those that were settled and did not become final, whose
+        tasks run again as the same attempt.
+        """
         ...
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:

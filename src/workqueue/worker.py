@@ -281,6 +281,7 @@ class Shift:
         self.full: Consumer | None = None
         self.let_in = False
         self.holding = 0
+        self.owed = 0
         self.pace = Pace(self.worker.concurrency) if worker.prefetch is None else None
         self.running: dict[Delivery, float] = {}
         self.lost: set[Delivery] = set()
@@ -389,12 +390,15 @@ class Shift:
             self.leave()
 
     def time_left(self) -> float:
-        """Seconds that the broker may take for an answer: no more, once told to stop, than until
-        all must have ended."""
-        if not self.stops:
+        """Seconds that the broker may take for the answers of one turn. Once told to stop: until
+        all must have ended, but never so few that a broker that does answer would seem to be gone.
+        While only copies are on their way, each call has the time that it usually has: a consumer
+        that is lost then runs their tasks again."""
+        finishing = self.draining_since is not None and not self.running
+        if not self.stops or (finishing and self.stops == 1):
             return math.inf
         waited = time.monotonic() - self.draining_since if self.draining_since else 0.0
-        return self.worker.grace + FINISHING_TIME - waited
+        return max(FINISHING_TIME, self.worker.grace + FINISHING_TIME - waited)
 
     def keep_time(self) -> None:
         """`clock` is the time as this thread saw it pass: on a machine with too much to do it is
@@ -431,6 +435,7 @@ class Shift:
         """Settle what has ended, take what can be started, begin it."""
         self.heed_stops(consumer)
         self.settle(consumer)
+        self.owed = self.count_owed(consumer)
         self.keep_pace(consumer)
         self.waits = self.patience()
         received = self.receive(consumer, self.room(), self.waits)
@@ -447,6 +452,11 @@ class Shift:
         in_vain = self.only_put_off() or self.cannot_be_emptied(consumer)
         if in_vain or (not received and (self.empty() or self.enough())):
             self.stop()
+
+    def count_owed(self, consumer: Consumer) -> int:
+        """How many deliveries are settled, but their outcomes not final yet."""
+        held = len(self.suspects) + (len(self.running) if self.worker.ack == "late" else 0)
+        return max(0, consumer.unsettled - held)
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
         try:
@@ -852,9 +862,9 @@ class Shift:
         consumer, self.consumer = self.consumer, None
         try:
             if consumer is not None:
+                consumer.close()  # it may still make some of them final
                 if self.draining_since is not None:
-                    self.tally.unplaced = consumer.unsettled
-                consumer.close()
+                    self.tally.unplaced += consumer.unsettled
         finally:
             self.runner.close()
             self.tell("stopped")
@@ -973,6 +983,9 @@ class Shift:
         if self.running or not damage:  # else it is raised, and said, below
             log.warning("%s; %d running tasks may be done twice", error, len(self.running))
         self.tell("lost", error)
+        if self.stops:
+            self.tally.unplaced += self.owed
+        self.owed = 0
         self.lose(list(self.running))
         self.suspects.clear()
         consumer, self.consumer = self.consumer, None
