@@ -435,6 +435,18 @@ class Hindered(Protocol):
         ...
 
 
+@runtime_checkable
+class Defers(Protocol):
+    """What a consumer may have besides: where its broker cannot keep a Retry until its time, the
+    consumer keeps it, with its original out. Whoever waits for all to be placed waits for that."""
+
+    @property
+    def due_in(self) -> float | None:
+        """Seconds until the soonest time for which a copy is kept here; None if none is, also
+        where copies are late because the broker does not take them. One thread, as `receive`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that was looked at, and how it is.

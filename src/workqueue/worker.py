@@ -55,6 +55,7 @@ from workqueue.transport import (
     DEAD_SUFFIX,
     Ack,
     Consumer,
+    Defers,
     Hindered,
     Outcome,
     Reject,
@@ -613,6 +614,9 @@ class Shift:
         if self.placing.goes_on(left, time.monotonic()) or not self.until_empty or self.running:
             return False
         if not consumer.unsettled or self.stops:
+            return False
+        if isinstance(consumer, Defers) and consumer.due_in is not None:
+            self.placing = Progress(UNPLACED_TIME)  # from when its time has come
             return False
         why = consumer.hindered if isinstance(consumer, Hindered) else None
         log.error(

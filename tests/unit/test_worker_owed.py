@@ -115,6 +115,24 @@ def test_it_ends_in_time_without_them(
     assert given_up is (end == "until empty")
 
 
+def test_until_empty_waits_for_a_retry_that_the_consumer_keeps(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the broker cannot keep it until its time: nothing is stuck before that has come."""
+    monkeypatch.setattr(workers, "UNPLACED_TIME", 0.2)
+    ripe_at = time.monotonic() + 1.5
+
+    def due_in(consumer: Owing) -> float | None:
+        return max(0.0, ripe_at - time.monotonic()) or None
+
+    monkeypatch.setattr(Owing, "due_in", property(due_in), raising=False)
+    Producer(queue).send("x")
+    tally = Worker(queue, refuse).run(until_empty=True)
+    assert time.monotonic() > ripe_at + 0.2
+    assert tally.unplaced == 1  # in this test it cannot be placed then, either
+    assert "giving up" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("stop", "unplaced"),
     [
