@@ -298,7 +298,9 @@ class Publisher(Protocol):
         TooLarge, Refused, or Unconfirmed when the broker did not answer within `timeout` seconds
         or the connection went away. All others are safe, and `sent` is their number. Raises
         ConnectionLost if none was written. Never tries again by itself. Whatever the broker does
-        or does not do, it ends within a second of `timeout` [test_publish_keeps_its_timeout].
+        or does not do, it ends within a second of `timeout` [test_publish_keeps_its_timeout], and
+        of what it must not cut short: a driver that has just made a queue, and has to wait until
+        the broker has it on disk, moves the deadline (`workqueue.deadline.extend`).
 
         After any error but QueueFull, Unroutable and TooLarge the publisher is used up: close it.
         """
