@@ -39,7 +39,7 @@ from workqueue.errors import (
     Unsupported,
     class_name,
 )
-from workqueue.forks import Condition
+from workqueue.forks import Condition, RLock
 from workqueue.logs import log
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
@@ -197,7 +197,7 @@ class Worker:
         self.grace = grace
         self.ack = ack
         self.shift: Shift | None = None
-        self.lock = threading.Lock()
+        self.lock = RLock()  # `stop` may be called by a signal handler, in the middle of `run`
         self.stops = 0
 
     def run(
@@ -220,8 +220,10 @@ class Worker:
         """
         shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
         with self.lock:
-            shift.stops, self.stops = self.stops, 0
-            self.shift = shift
+            self.shift = shift  # from here on it is this one that is told to stop
+            if self.stops:
+                shift.stop(now=self.stops > 1)
+            self.stops = 0
         with shift.heeding_signals():
             return shift.work(ready)
 
@@ -466,6 +468,7 @@ class Shift:
                 self.check_received(consumer, received, limit)
             return received
         except DeliveriesLost as lost:
+            log.warning("%s; %d tasks may be done twice", lost, len(lost.deliveries))
             self.lose(lost.deliveries)
             if self.all_slots_lost() and not self.running and self.draining_since is None:
                 raise ConsumerLost(f"{lost}, and no slot is free") from lost
@@ -1022,10 +1025,12 @@ class Shift:
 
     def take_heart(self, consumer: Consumer, received: int) -> None:
         """Hold as much as before, once so many deliveries came one at a time that the message at
-        which the broker failed is not among the next ones any more."""
+        which the broker failed is not among the next ones any more, or once the broker has not
+        failed for long."""
         if received and self.caution.at_head:
             log.warning("queue %s: the broker delivers again", self.queue.name)
-        if self.caution.came(received):
+        if self.caution.came(received, time.monotonic()):
+            log.warning("queue %s: no longer taken one at a time", self.queue.name)
             self.hold(consumer)
 
     def rest(self) -> None:

@@ -25,6 +25,7 @@ from workqueue.errors import (
     account_fault,
     class_name,
 )
+from workqueue.forks import Lock
 from workqueue.message import Delivery, Message
 from workqueue.testing.optional import as_able
 from workqueue.transport import (
@@ -65,7 +66,7 @@ class AwakeClock:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.started = False
-        self.lock = threading.Lock()
+        self.lock = Lock()
 
     def time(self) -> float:
         if not self.started:
