@@ -336,8 +336,8 @@ class Consumer(Protocol):
         [test_prefetch_bounds_what_is_out], or the broker has not confirmed the copy that a Retry
         or Reject made. 0 when all is settled [test_acked_is_gone].
 
-        Still readable after `close`: then those that were settled and did not become final, whose
-        tasks run again as the same attempt.
+        Still readable once the consumer is closed or lost: then only those that were settled and
+        are not known to be final, whose tasks run again as the same attempt.
         """
         ...
 

@@ -284,7 +284,6 @@ class Shift:
         self.full: Consumer | None = None
         self.let_in = False
         self.holding = 0
-        self.owed = 0
         self.pace = Pace(self.worker.concurrency) if worker.prefetch is None else None
         self.running: dict[Delivery, float] = {}
         self.lost: set[Delivery] = set()
@@ -438,7 +437,6 @@ class Shift:
         """Settle what has ended, take what can be started, begin it."""
         self.heed_stops(consumer)
         self.settle(consumer)
-        self.owed = self.count_owed(consumer)
         self.keep_pace(consumer)
         self.waits = self.patience()
         received = self.receive(consumer, self.room(), self.waits)
@@ -455,11 +453,6 @@ class Shift:
         in_vain = self.only_put_off() or self.cannot_be_emptied(consumer)
         if in_vain or (not received and (self.empty() or self.enough())):
             self.stop()
-
-    def count_owed(self, consumer: Consumer) -> int:
-        """How many deliveries are settled, but their outcomes not final yet."""
-        held = len(self.suspects) + (len(self.running) if self.worker.ack == "late" else 0)
-        return max(0, consumer.unsettled - held)
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
         try:
@@ -990,14 +983,13 @@ class Shift:
         if self.running or not damage:  # else it is raised, and said, below
             log.warning("%s; %d running tasks may be done twice", error, len(self.running))
         self.tell("lost", error)
-        if self.stops:
-            self.tally.unplaced += self.owed
-        self.owed = 0
         self.lose(list(self.running))
         self.suspects.clear()
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             consumer.close()
+            if self.stops:
+                self.tally.unplaced += consumer.unsettled
         if damage:
             raise damage
         if isinstance(error.__cause__, BrokerFailed):
