@@ -6,7 +6,9 @@ NARROWS_AFTER = 2
 """Failures of the broker until deliveries are taken one at a time: one alone may have any cause."""
 
 FORGOTTEN_AFTER = 60.0
-"""Seconds without a failure after which the next one is the first again."""
+"""Seconds without a failure after which the next one is the first again, and deliveries are no
+longer taken one at a time. Twice as many after each time that this turned out too early: each
+failure counts against all that is held, and a quorum queue of ours sets aside what has 20."""
 
 SHORT_REST, LONG_REST = 0.5, 10.0
 """Seconds, at most, between two consumers while the broker fails at the same message."""
@@ -23,11 +25,14 @@ class Caution:
     as AMQP 1.0 clients can send them. What else was lent on that connection goes back, too, and a
     quorum queue counts a failed delivery for all of it. Taken one at a time, the message is the
     only one for which it counts, until it is set aside.
+
+    Times are seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
         self.failures = 0
         self.failed_at = 0.0
+        self.patience = FORGOTTEN_AFTER
         self.left = 0
         self.at_head = 0
 
@@ -44,19 +49,36 @@ class Caution:
         """The broker failed while at most `held` deliveries were out or on their way: one of the
         first as many messages is the one. With one delivery at a time it is the next in the queue.
         """
+        recent = now - self.failed_at < self.patience
+        self.failed_at = now
         if self.one_at_a_time:
             self.at_head += 1
             return
-        self.failures = self.failures + 1 if now - self.failed_at < FORGOTTEN_AFTER else 1
-        self.failed_at = now
+        if not recent:
+            self.forget()
+        self.failures += 1
         if self.failures >= NARROWS_AFTER:
             self.failures = 0
             self.left = max(held, 1)
 
-    def came(self, count: int) -> bool:
-        """So many deliveries were handed out. Whether as many as before may be held from now on."""
-        if not self.one_at_a_time or not count:
+    def came(self, count: int, now: float) -> bool:
+        """So many deliveries were handed out, perhaps none. Whether as many as before may be held
+        from now on: the message is not among the next ones any more, or there was no failure for
+        so long that it need not be waited for. In that case the next failure is enough."""
+        if not self.one_at_a_time:
             return False
-        self.at_head = 0
-        self.left = max(0, self.left - count)
+        if count:
+            self.at_head = 0
+            self.left = max(0, self.left - count)
+            if not self.left:
+                self.forget()
+        if self.left and now - self.failed_at >= self.patience:
+            self.left = self.at_head = 0
+            self.failures = NARROWS_AFTER - 1
+            self.patience *= 2
         return not self.one_at_a_time
+
+    def forget(self) -> None:
+        """The next failure is the first again."""
+        self.failures = 0
+        self.patience = FORGOTTEN_AFTER

@@ -298,7 +298,9 @@ class Publisher(Protocol):
         TooLarge, Refused, or Unconfirmed when the broker did not answer within `timeout` seconds
         or the connection went away. All others are safe, and `sent` is their number. Raises
         ConnectionLost if none was written. Never tries again by itself. Whatever the broker does
-        or does not do, it ends within a second of `timeout` [test_publish_keeps_its_timeout].
+        or does not do, it ends within a second of `timeout` [test_publish_keeps_its_timeout], and
+        of what it must not cut short: a driver that has just made a queue, and has to wait until
+        the broker has it on disk, moves the deadline (`workqueue.deadline.extend`).
 
         After any error but QueueFull, Unroutable and TooLarge the publisher is used up: close it.
         """
@@ -332,7 +334,11 @@ class Consumer(Protocol):
     def unsettled(self) -> int:
         """Deliveries received whose fate is not final: not settled yet
         [test_prefetch_bounds_what_is_out], or the broker has not confirmed the copy that a Retry
-        or Reject made. 0 when all is settled [test_acked_is_gone]."""
+        or Reject made. 0 when all is settled [test_acked_is_gone].
+
+        Still readable once the consumer is closed or lost: then only those that were settled and
+        are not known to be final, whose tasks run again as the same attempt.
+        """
         ...
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
@@ -428,6 +434,18 @@ class Hindered(Protocol):
         """Why no delivery can arrive at the moment, although there may be messages: outcomes that
         the broker does not take fill the prefetch, or the storage cannot be used. None if nothing
         is in the way. Any thread."""
+        ...
+
+
+@runtime_checkable
+class Defers(Protocol):
+    """What a consumer may have besides: where its broker cannot keep a Retry until its time, the
+    consumer keeps it, with its original out. Whoever waits for all to be placed waits for that."""
+
+    @property
+    def due_in(self) -> float | None:
+        """Seconds until the soonest time for which a copy is kept here; None if none is, also
+        where copies are late because the broker does not take them. One thread, as `receive`."""
         ...
 
 

@@ -39,7 +39,7 @@ from workqueue.errors import (
     Unsupported,
     class_name,
 )
-from workqueue.forks import Condition
+from workqueue.forks import Condition, RLock
 from workqueue.logs import log
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
@@ -55,6 +55,7 @@ from workqueue.transport import (
     DEAD_SUFFIX,
     Ack,
     Consumer,
+    Defers,
     Hindered,
     Outcome,
     Reject,
@@ -196,7 +197,7 @@ class Worker:
         self.grace = grace
         self.ack = ack
         self.shift: Shift | None = None
-        self.lock = threading.Lock()
+        self.lock = RLock()  # `stop` may be called by a signal handler, in the middle of `run`
         self.stops = 0
 
     def run(
@@ -219,8 +220,10 @@ class Worker:
         """
         shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
         with self.lock:
-            shift.stops, self.stops = self.stops, 0
-            self.shift = shift
+            self.shift = shift  # from here on it is this one that is told to stop
+            if self.stops:
+                shift.stop(now=self.stops > 1)
+            self.stops = 0
         with shift.heeding_signals():
             return shift.work(ready)
 
@@ -389,12 +392,15 @@ class Shift:
             self.leave()
 
     def time_left(self) -> float:
-        """Seconds that the broker may take for an answer: no more, once told to stop, than until
-        all must have ended."""
-        if not self.stops:
+        """Seconds that the broker may take for the answers of one turn. Once told to stop: until
+        all must have ended, but never so few that a broker that does answer would seem to be gone.
+        While only copies are on their way, each call has the time that it usually has: a consumer
+        that is lost then runs their tasks again."""
+        finishing = self.draining_since is not None and not self.running
+        if not self.stops or (finishing and self.stops == 1):
             return math.inf
         waited = time.monotonic() - self.draining_since if self.draining_since else 0.0
-        return self.worker.grace + FINISHING_TIME - waited
+        return max(FINISHING_TIME, self.worker.grace + FINISHING_TIME - waited)
 
     def keep_time(self) -> None:
         """`clock` is the time as this thread saw it pass: on a machine with too much to do it is
@@ -455,6 +461,7 @@ class Shift:
                 self.check_received(consumer, received, limit)
             return received
         except DeliveriesLost as lost:
+            log.warning("%s; %d tasks may be done twice", lost, len(lost.deliveries))
             self.lose(lost.deliveries)
             if self.all_slots_lost() and not self.running and self.draining_since is None:
                 raise ConsumerLost(f"{lost}, and no slot is free") from lost
@@ -603,6 +610,9 @@ class Shift:
         if self.placing.goes_on(left, time.monotonic()) or not self.until_empty or self.running:
             return False
         if not consumer.unsettled or self.stops:
+            return False
+        if isinstance(consumer, Defers) and consumer.due_in is not None:
+            self.placing = Progress(UNPLACED_TIME)  # from when its time has come
             return False
         why = consumer.hindered if isinstance(consumer, Hindered) else None
         log.error(
@@ -852,9 +862,9 @@ class Shift:
         consumer, self.consumer = self.consumer, None
         try:
             if consumer is not None:
+                consumer.close()  # it may still make some of them final
                 if self.draining_since is not None:
-                    self.tally.unplaced = consumer.unsettled
-                consumer.close()
+                    self.tally.unplaced += consumer.unsettled
         finally:
             self.runner.close()
             self.tell("stopped")
@@ -978,6 +988,8 @@ class Shift:
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             consumer.close()
+            if self.stops:
+                self.tally.unplaced += consumer.unsettled
         if damage:
             raise damage
         if isinstance(error.__cause__, BrokerFailed):
@@ -1005,10 +1017,12 @@ class Shift:
 
     def take_heart(self, consumer: Consumer, received: int) -> None:
         """Hold as much as before, once so many deliveries came one at a time that the message at
-        which the broker failed is not among the next ones any more."""
+        which the broker failed is not among the next ones any more, or once the broker has not
+        failed for long."""
         if received and self.caution.at_head:
             log.warning("queue %s: the broker delivers again", self.queue.name)
-        if self.caution.came(received):
+        if self.caution.came(received, time.monotonic()):
+            log.warning("queue %s: no longer taken one at a time", self.queue.name)
             self.hold(consumer)
 
     def rest(self) -> None:

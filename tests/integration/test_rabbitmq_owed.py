@@ -206,6 +206,20 @@ def test_until_empty_does_not_wait_for_ever(
     assert work.runs == {b"0": 1}
 
 
+def test_until_empty_waits_for_a_retry_without_a_delay_queue(
+    transport: RabbitMQTransport, broker: Broker, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than for a copy that cannot be placed: its time has not come."""
+    monkeypatch.setattr("workqueue.worker.UNPLACED_TIME", 3.0)
+    transport.declare(QueueSpec(name="q"))
+    queue_limit(broker, vhost, 2)
+    send(transport, 1)
+    work = Failing(transport, retry=RetryPolicy(max_attempts=2, first=9.0))
+    tally = work.worker.run(until_empty=True)
+    assert (tally.retried, tally.dead, tally.unplaced) == (1, 1, 0)
+    assert work.runs == {b"0": 2}
+
+
 def test_a_command_that_leaves_a_task_behind_says_so(
     tmp_path: Path, broker: Broker, vhost: Vhost, client: ForeignClient
 ) -> None:

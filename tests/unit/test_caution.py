@@ -22,9 +22,47 @@ def test_one_failure_has_any_cause() -> None:
     assert not caution.one_at_a_time
     caution.failed(8, 101.0 + 2 * FORGOTTEN_AFTER)
     assert caution.one_at_a_time
-    assert [caution.came(1) for _ in range(8)] == [False] * 7 + [True]
+    now = 102.0 + 2 * FORGOTTEN_AFTER
+    assert [caution.came(1, now) for _ in range(8)] == [False] * 7 + [True]
     assert not caution.one_at_a_time
-    assert not caution.came(5)
+    assert not caution.came(5, now)
+
+
+def test_it_does_not_last_longer_than_the_failures() -> None:
+    """Where tasks are long, all that was held would take days one at a time."""
+    caution = Caution()
+    for now in (0.0, 1.0):
+        caution.failed(1_000, now)
+    assert not caution.came(1, FORGOTTEN_AFTER)
+    assert not caution.came(0, FORGOTTEN_AFTER)
+    assert caution.came(0, FORGOTTEN_AFTER + 1.0)
+    assert not caution.one_at_a_time
+
+
+def test_one_failure_is_enough_after_it_ended_too_early() -> None:
+    """And it lasts twice as long then: each failure counts against whatever is held."""
+    caution = Caution()
+    now = 0.0
+    caution.failed(10, now)
+    for patience in (FORGOTTEN_AFTER, 2 * FORGOTTEN_AFTER, 4 * FORGOTTEN_AFTER):
+        caution.failed(10, now)
+        assert caution.one_at_a_time
+        now += patience
+        assert not caution.came(1, now - 0.1)
+        assert caution.came(0, now)
+    caution.failed(10, now + 8 * FORGOTTEN_AFTER)
+    assert not caution.one_at_a_time  # that was long ago
+    caution.failed(10, now + 8 * FORGOTTEN_AFTER)
+    assert caution.came(10, now + 8 * FORGOTTEN_AFTER)
+    assert caution.patience == FORGOTTEN_AFTER
+
+
+def test_while_it_fails_at_the_head_it_does_not_end() -> None:
+    caution = Caution()
+    for second in range(0, 10 * int(FORGOTTEN_AFTER), 10):
+        caution.failed(5, float(second))
+        assert not caution.came(0, second + 9.9)
+    assert caution.one_at_a_time
 
 
 def test_at_the_head_it_takes_short_rests_and_then_long_ones() -> None:
@@ -37,7 +75,7 @@ def test_at_the_head_it_takes_short_rests_and_then_long_ones() -> None:
         assert caution.rest == SHORT_REST
     caution.failed(1, 3.0)
     assert caution.rest == LONG_REST
-    assert caution.came(1)
+    assert caution.came(1, 3.0)
     assert caution.at_head == 0
 
 

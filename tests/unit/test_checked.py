@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from workqueue import (
     TransportFault,
     Worker,
 )
+from workqueue import transport as seam
+from workqueue.deadline import extend, within
 from workqueue.errors import ConnectionLost, DeliveriesLost
 from workqueue.testing import CheckedTransport, FaultyTransport
 from workqueue.testing import checked as checked_module
@@ -32,7 +36,6 @@ from workqueue.testing.checked import (
     AwakeClock,
     CheckedConsumer,
     CheckedPublisher,
-    CheckedTakesBack,
 )
 from workqueue.testing.faulty import FaultyConsumer, FaultyPublisher
 from workqueue.transport import (
@@ -42,7 +45,6 @@ from workqueue.transport import (
     Publisher,
     QueueSpec,
     Requeue,
-    TakesBack,
     Transport,
 )
 from workqueue.transports.memory import MemoryConsumer, MemoryPublisher, MemoryTransport
@@ -57,7 +59,6 @@ from workqueue.transports.memory import MemoryConsumer, MemoryPublisher, MemoryT
         (Transport, CheckedTransport),
         (Publisher, CheckedPublisher),
         (Consumer, CheckedConsumer),
-        (TakesBack, CheckedTakesBack),
     ],
 )
 def test_what_wraps_a_transport_is_one(protocol: type, kind: type) -> None:
@@ -323,16 +324,61 @@ def test_a_program_does_not_notice() -> None:
     assert checked.faults == []
 
 
-def test_a_capability_stays_one() -> None:
-    """A consumer whose broker takes deliveries back still says so; another does not."""
+OPTIONAL = [
+    protocol
+    for protocol in vars(seam).values()
+    if isinstance(protocol, type) and getattr(protocol, "_is_runtime_protocol", False)
+]
 
-    class Impatient(MemoryConsumer):
-        takes_back_after = 1800.0
 
-    assert not isinstance(transport_with().consumer("q", 1), TakesBack)
-    impatient = transport_with(consumer=Impatient).consumer("q", 1)
-    assert isinstance(impatient, TakesBack)
-    assert impatient.takes_back_after == 1800.0
+@pytest.mark.parametrize("wrapper", [CheckedTransport, FaultyTransport])
+@pytest.mark.parametrize("protocol", OPTIONAL, ids=lambda protocol: protocol.__name__)
+def test_what_a_transport_or_a_consumer_has_besides_is_passed_on(
+    protocol: type, wrapper: type
+) -> None:
+    """Whatever optional protocol of the seam it is; and no wrapper has one by itself."""
+    members = [name for name in vars(protocol) if not name.startswith("_")]
+
+    class AbleConsumer(MemoryConsumer):
+        pass
+
+    class Able(MemoryTransport):
+        def consumer(self, queue: str, prefetch: int) -> AbleConsumer:
+            return AbleConsumer(self.store, queue, prefetch)
+
+    for kind in (Able, AbleConsumer):
+        for member in members:
+            is_property = isinstance(vars(protocol)[member], property)
+            setattr(kind, member, "as told" if is_property else lambda _self, *_asked: "as told")
+    plain, able = wrapper(MemoryTransport()), wrapper(Able())
+    for transport in (plain, able):
+        transport.declare(QueueSpec(name="q"))
+    assert isinstance(able, wrapper)
+    assert isinstance(plain, protocol) == isinstance(MemoryTransport(), protocol)
+    assert not isinstance(plain.consumer("q", 1), protocol)
+    for one in (able, able.consumer("q", 1)):
+        assert isinstance(one, protocol)
+        for member in members:
+            found = getattr(one, member)
+            assert (found(["q"], None) if callable(found) else found) == "as told"
+
+
+def test_time_that_a_transport_adds_for_safety_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that was just made is waited for, whatever the timeout; but for no longer."""
+
+    class Settles(MemoryPublisher):
+        def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+            with within(timeout):
+                extend(added)
+                time.sleep(1.5)
+            super().publish(queue, messages, timeout)
+
+    monkeypatch.setattr(checked_module, "LEEWAY", 0.5)
+    for added, outer in ((1.2, 0.3), (1.2, math.inf), (0.3, math.inf)):
+        checked = transport_with(publisher=Settles)
+        expected = pytest.raises(TransportFault) if added < 1 else nullcontext()
+        with within(outer), expected:
+            checked.publisher().publish("q", [Message(body=b"x", id="x")], 0.1)
 
 
 def test_a_process_that_stood_still_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,11 +387,8 @@ def test_a_process_that_stood_still_is_no_fault(monkeypatch: pytest.MonkeyPatch)
     times = iter([0.0, 0.1, 30.0, 30.1])
     naps = iter([None, None, None])
 
-    class Clock:
-        monotonic = staticmethod(lambda: next(times))
-        sleep = staticmethod(lambda _: next(naps))
-
-    monkeypatch.setattr(checked_module, "time", Clock)
+    monkeypatch.setattr(clock, "now", lambda: next(times))
+    monkeypatch.setattr(clock, "sleep", lambda _: next(naps))
     with pytest.raises(StopIteration):
         clock.run()
     assert clock.seconds == pytest.approx(0.4)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import workqueue
-from workqueue import Producer, connect
+from workqueue import Producer, Worker, connect
 from workqueue.forks import Condition, Lock, renew_after_fork, renewals
 from workqueue.transports.bell import Bell
 
@@ -74,6 +74,24 @@ def all_locks_held() -> Iterator[int]:
     finally:
         done.set()
         holder.join(ENOUGH)
+
+
+def test_a_worker_is_told_to_stop_while_it_is_being_told() -> None:
+    """By a signal handler of the application, in the middle of a call of the same thread; and in a
+    forked child, while another thread of the parent was in it."""
+    worker = Worker(connect("memory://forks").queue("q"), print)
+
+    def interrupted() -> None:
+        with worker.lock:
+            worker.stop(now=True)
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(ENOUGH)
+    assert not thread.is_alive()
+    assert worker.stops == 2
+    with all_locks_held():
+        in_child(worker.stop)
 
 
 @pytest.mark.parametrize("url", ["sqlite:///jobs.db", "memory://forks"])

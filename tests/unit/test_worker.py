@@ -632,7 +632,7 @@ class LosingConsumer(MemoryConsumer):
         self.transport.settled += [outcome.delivery for outcome in outcomes]
 
 
-def test_a_lost_delivery() -> None:
+def test_a_lost_delivery(caplog: pytest.LogCaptureFixture) -> None:
     """Its handler is told, its ending settles nothing, and the task is done by another run."""
     transport = Losing()
     filled(transport, 1)
@@ -647,6 +647,7 @@ def test_a_lost_delivery() -> None:
 
     tally = Worker(queue_on(transport), handle, concurrency=2).run(until_empty=True)
     eventually(lambda: lost, what="the end of the lost run, for which no worker waits")
+    assert "too slow; 1 tasks may be done twice" in caplog.text
     assert told == [True]
     assert bool(lost[0]) is True
     assert tally == Tally(done=1, lost=1)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn, ParamSpec, TypeVar
+from types import TracebackType
+from typing import NoReturn, ParamSpec, Self, TypeVar
 
 from workqueue.broker import Broker
+from workqueue.deadline import within
 from workqueue.errors import (
     ConsumerLost,
     DeliveriesLost,
@@ -23,7 +25,9 @@ from workqueue.errors import (
     account_fault,
     class_name,
 )
+from workqueue.forks import Lock
 from workqueue.message import Delivery, Message
+from workqueue.testing.optional import as_able
 from workqueue.transport import (
     Consumer,
     Outcome,
@@ -31,7 +35,6 @@ from workqueue.transport import (
     QueueSpec,
     QueueStats,
     State,
-    TakesBack,
     Transport,
 )
 
@@ -40,6 +43,9 @@ Answer = TypeVar("Answer")
 
 LEEWAY = 1.0
 """Seconds by which `publish` and `receive` may pass their timeout."""
+
+NO_BOUND = 1e6
+"""Seconds. Longer than any call: this deadline bounds nothing, and shows how far it was moved."""
 
 
 class AwakeClock:
@@ -54,10 +60,13 @@ class AwakeClock:
     LONGEST = 0.2
     """Seconds between two looks, as planned and as counted at most."""
 
+    now = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+
     def __init__(self) -> None:
         self.seconds = 0.0
         self.started = False
-        self.lock = threading.Lock()
+        self.lock = Lock()
 
     def time(self) -> float:
         if not self.started:
@@ -68,15 +77,40 @@ class AwakeClock:
         return self.seconds
 
     def run(self) -> None:
-        last = time.monotonic()
+        last = self.now()
         while True:
-            time.sleep(self.EVERY)
-            now = time.monotonic()
+            self.sleep(self.EVERY)
+            now = self.now()
             self.seconds += min(now - last, self.LONGEST)
             last = now
 
 
 awake = AwakeClock()
+
+
+class Stopwatch:
+    """How long what is done in a `with` block takes, without the seconds that it added itself to
+    the time of its caller (`workqueue.deadline.extend`)."""
+
+    def __init__(self) -> None:
+        self.began = awake.time()
+        self.deadline = within(NO_BOUND)
+        self.at = self.deadline.at
+
+    def __enter__(self) -> Self:
+        self.deadline.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.deadline.__exit__(kind, error, traceback)
+
+    def seconds(self) -> float:
+        return awake.time() - self.began - (self.deadline.at - self.at)
 
 
 def checked(broker: Broker) -> Broker:
@@ -92,10 +126,14 @@ class CheckedTransport:
     consumer; `settle` refuses what is not out; a lost consumer stays lost; `NotSent` accounts for
     every message by the very object that was passed; `publish` and `receive` end within a second
     of their timeout; and all errors are those of `workqueue.errors`, with a text of one line.
-    `faults` lists what was found. The time in which the whole process stood still is not counted.
+    `faults` lists what was found. The time in which the whole process stood still is not counted,
+    nor what the transport adds for safety (`workqueue.deadline.extend`).
 
-    As thread-safe as `inner`.
+    It has the optional protocols of the seam that `inner` has. As thread-safe as `inner`.
     """
+
+    def __new__(cls, inner: Transport) -> Self:
+        return object.__new__(as_able(cls, inner))
 
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
@@ -110,8 +148,7 @@ class CheckedTransport:
 
     def consumer(self, queue: str, prefetch: int) -> CheckedConsumer:
         inner = self.ask(self.inner.consumer, queue, prefetch)
-        kind = CheckedTakesBack if isinstance(inner, TakesBack) else CheckedConsumer
-        return kind(self, inner, queue, prefetch)
+        return as_able(CheckedConsumer, inner)(self, inner, queue, prefetch)
 
     def stats(self, queue: str) -> QueueStats:
         return self.expect(QueueStats, self.ask(self.inner.stats, queue), "stats")
@@ -170,8 +207,8 @@ class CheckedTransport:
         if "\n" in str(error):
             self.fault(thing, f"{name} raised an error of several lines: {str(error)!r}", error)
 
-    def check_time(self, thing: object, call: str, timeout: float, began: float) -> None:
-        took = awake.time() - began
+    def check_time(self, thing: object, call: str, timeout: float, stopwatch: Stopwatch) -> None:
+        took = stopwatch.seconds()
         if took > max(timeout, 0.0) + LEEWAY:
             self.fault(thing, f"{call} took {took:.1f} s with a timeout of {timeout:g} s")
 
@@ -189,22 +226,23 @@ class CheckedPublisher:
         self.inner = inner
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
-        began = awake.time()
+        stopwatch = Stopwatch()
         try:
-            answer = self.inner.publish(queue, messages, timeout)  # type: ignore[func-returns-value]
+            with stopwatch:
+                answer = self.inner.publish(queue, messages, timeout)  # type: ignore[func-returns-value]
         except NotSent as error:
             if fault := account_fault(error, {id(message) for message in messages}):
                 self.transport.fault(self.inner, fault, error)
             self.transport.check_error(self.inner.publish, error)
-            self.transport.check_time(self.inner, "publish", timeout, began)
+            self.transport.check_time(self.inner, "publish", timeout, stopwatch)
             raise
         except Exception as error:
             self.transport.check_error(self.inner.publish, error)
-            self.transport.check_time(self.inner, "publish", timeout, began)
+            self.transport.check_time(self.inner, "publish", timeout, stopwatch)
             raise
         if answer is not None:
             self.transport.fault(self.inner, f"publish returned {type(answer).__name__}")
-        self.transport.check_time(self.inner, "publish", timeout, began)
+        self.transport.check_time(self.inner, "publish", timeout, stopwatch)
 
     def close(self) -> None:
         self.transport.ask(self.inner.close)
@@ -229,17 +267,18 @@ class CheckedConsumer:
         return self.inner.unsettled
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
-        began = awake.time()
+        stopwatch = Stopwatch()
         try:
-            received = self.inner.receive(limit, timeout)
+            with stopwatch:
+                received = self.inner.receive(limit, timeout)
         except Exception as error:
             self.note(error)
             self.transport.check_error(self.inner.receive, error)
-            self.transport.check_time(self.inner, "receive", timeout, began)
+            self.transport.check_time(self.inner, "receive", timeout, stopwatch)
             raise
         if fault := self.fault_in(received, limit):
             self.transport.fault(self.inner, fault)
-        self.transport.check_time(self.inner, "receive", timeout, began)
+        self.transport.check_time(self.inner, "receive", timeout, stopwatch)
         self.out.update(received)
         return received
 
@@ -307,12 +346,3 @@ class CheckedConsumer:
         self.transport.ask(self.inner.close)
         self.lost = True
         self.out.clear()
-
-
-class CheckedTakesBack(CheckedConsumer):
-    """One whose broker takes deliveries back after a while, and says so."""
-
-    @property
-    def takes_back_after(self) -> float | None:
-        assert isinstance(self.inner, TakesBack)
-        return self.inner.takes_back_after

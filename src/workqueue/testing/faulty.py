@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 from workqueue.errors import ConnectionLost, ConsumerLost, NotSent, Unconfirmed
 from workqueue.message import Delivery, Message
+from workqueue.testing.optional import as_able
 from workqueue.transport import (
     Consumer,
     Outcome,
@@ -52,7 +53,11 @@ class Fault:
 
 
 class FaultyTransport:
-    """Wraps `inner` and fails as `faults` say; `used` counts the calls."""
+    """Wraps `inner` and fails as `faults` say; `used` counts the calls. It has the optional
+    protocols of the seam that `inner` has."""
+
+    def __new__(cls, inner: Transport, *_faults: Fault) -> Self:
+        return object.__new__(as_able(cls, inner))
 
     def __init__(self, inner: Transport, *faults: Fault) -> None:
         self.inner = inner
@@ -83,7 +88,7 @@ class FaultyTransport:
 
     def consumer(self, queue: str, prefetch: int) -> FaultyConsumer:
         inner = self.ask("consumer", lambda: self.inner.consumer(queue, prefetch))
-        return FaultyConsumer(self, inner)
+        return as_able(FaultyConsumer, inner)(self, inner)
 
     def stats(self, queue: str) -> QueueStats:
         return self.inner.stats(queue)

@@ -25,7 +25,7 @@ from workqueue.transports.forms import Form
 from workqueue.transports.rabbitmq import publisher
 from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
 from workqueue.transports.rabbitmq.copier import Copier
-from workqueue.transports.rabbitmq.owed import DETOUR, LONGEST_PAUSE, Owed, pause, plan
+from workqueue.transports.rabbitmq.owed import DETOUR, LONGEST_PAUSE, Owed, due_in, pause, plan
 
 NOW = 1_000.0
 
@@ -98,6 +98,17 @@ def test_without_a_delay_queue_it_waits_in_the_worker() -> None:
     assert one.next_try == NOW + 5.1
     assert one.to_send(NOW + 5.1).delay == 0.0
     assert one.form is Form.WHOLE
+
+
+def test_when_the_next_of_those_that_wait_is_due() -> None:
+    """Of those that wait because of a missing delay queue, and not of any that are stuck."""
+    waiting = [after(owed("q", delay=delay), CannotWait("no")) for delay in (9.0, 5.0, 7.0)]
+    stuck = [owed("q", delay=1.0), after(owed("q", delay=2.0), Unconfirmed("no")), owed("q")]
+    assert due_in([*waiting, *stuck], NOW + 1.0) == 4.0
+    assert due_in([*waiting, *stuck], NOW + 8.0) == 1.0
+    assert due_in([*waiting, *stuck], NOW + 9.0) is None
+    after(waiting[0], Forbidden("no"))
+    assert due_in(waiting, NOW + 8.0) is None
 
 
 def test_a_full_queue_takes_what_waits_for_its_time() -> None:

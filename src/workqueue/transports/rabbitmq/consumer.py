@@ -48,7 +48,7 @@ from workqueue.transports.rabbitmq.copier import Copier
 from workqueue.transports.rabbitmq.ladder import without_waiting
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.migration import GateProbe
-from workqueue.transports.rabbitmq.owed import Owed
+from workqueue.transports.rabbitmq.owed import Owed, due_in
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
@@ -620,6 +620,11 @@ class RabbitMQConsumer:
         """See `workqueue.transport.Hindered`: copies that cannot be placed fill the prefetch."""
         waiting, why = self.copier.trouble
         return why if self.prefetch and waiting >= self.prefetch else None
+
+    @property
+    def due_in(self) -> float | None:
+        """See `workqueue.transport.Defers`."""
+        return due_in(self.copying.values(), time.monotonic())
 
     def write(self, frames: list[bytes]) -> None:
         if frames:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -41,6 +42,7 @@ class Owed:
     monotonic clock. `alone`: it is sent with no other on its way, since one of them made the broker
     hang up. `dropped`: the broker has the original back, so there is nothing to copy any more.
     `placed`: the copy is safe.
+    `deferred`: there was no delay queue for it at its last try, so it waits here.
     """
 
     delivery: Delivery
@@ -53,6 +55,7 @@ class Owed:
     alone: bool = False
     dropped: bool = False
     placed: bool = False
+    deferred: bool = False
 
     @property
     def ripe_at(self) -> float:
@@ -76,6 +79,7 @@ def plan(owed: Owed, cause: WorkqueueError, now: float, longest: float) -> None:
     between two tries, in seconds."""
     owed.tries += 1
     owed.next_try = now + pause(owed.tries, longest)
+    owed.deferred = isinstance(cause, CannotWait)
     match cause:
         case Forbidden():
             pass  # whatever the message, the login may not
@@ -91,6 +95,12 @@ def plan(owed: Owed, cause: WorkqueueError, now: float, longest: float) -> None:
             owed.decided_at = owed.next_try = now if owed.tries == 1 else owed.next_try
     if now < owed.ripe_at:
         owed.next_try = min(owed.next_try, owed.ripe_at)
+
+
+def due_in(all_owed: Iterable[Owed], now: float) -> float | None:
+    """Seconds until the soonest time of those that wait for theirs; None if none does."""
+    ripe = [owed.ripe_at - now for owed in all_owed if owed.deferred and owed.ripe_at > now]
+    return min(ripe, default=None)
 
 
 def pause(tries: int, longest: float) -> float:
