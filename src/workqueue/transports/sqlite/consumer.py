@@ -312,6 +312,12 @@ class SQLiteConsumer:
                 self.left,
                 self.queue,
             )
+        if others := len(self.lost) - lost:
+            log.warning(
+                "%d tasks of %s may be done twice: another process took this consumer for dead",
+                others,
+                self.queue,
+            )
 
     def check(self) -> None:
         if os.getpid() != self.database.pid:
