@@ -6,7 +6,10 @@ What is sent is the body alone, without an envelope, and its content type says h
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +24,37 @@ BYTES = "application/octet-stream"
 PLAIN_ENCODINGS = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-ascii", "ascii"})
 """Content encodings that leave the body as it is; some clients name the character set here."""
 
-ODD_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
-"""Python's own, which no text is sent in, and some of which take time that grows as a square."""
+CHARSETS = frozenset(
+    """
+    ascii latin_1 utf_7 utf_8 utf_8_sig utf_16 utf_16_be utf_16_le utf_32 utf_32_be utf_32_le
+    iso8859_1 iso8859_2 iso8859_3 iso8859_4 iso8859_5 iso8859_6 iso8859_7 iso8859_8 iso8859_9
+    iso8859_10 iso8859_11 iso8859_13 iso8859_14 iso8859_15 iso8859_16
+    cp037 cp273 cp424 cp437 cp500 cp720 cp737 cp775 cp850 cp852 cp855 cp856 cp857 cp858 cp860 cp861
+    cp862 cp863 cp864 cp865 cp866 cp869 cp874 cp875 cp932 cp949 cp950 cp1006 cp1026 cp1125 cp1140
+    cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258
+    koi8_r koi8_t koi8_u kz1048 ptcp154 tis_620 hp_roman8 palmos
+    mac_arabic mac_croatian mac_cyrillic mac_farsi mac_greek mac_iceland mac_latin2 mac_roman
+    mac_romanian mac_turkish
+    big5 big5hkscs gb2312 gbk gb18030 hz euc_kr johab iso2022_kr
+    euc_jp euc_jis_2004 euc_jisx0213 shift_jis shift_jis_2004 shift_jisx0213
+    iso2022_jp iso2022_jp_1 iso2022_jp_2 iso2022_jp_2004 iso2022_jp_3 iso2022_jp_ext
+    """.split()
+)
+"""The character sets that text may be in, by the names of Python's codecs. Each is decoded in time
+that grows with the text and no faster. Left out are idna and punycode, whose time grows as a
+square, the escapes of Python's own source, and codecs that are no character sets."""
+
+QUICK_CHARSETS = frozenset({"ascii", "latin_1", "iso8859_1", "utf_8", "utf_8_sig"})
+
+LONGEST_SLOW_TEXT = 8 << 20
+"""Bytes of text in another character set than those: decoding it may take 5 ns a byte."""
+
+LONGEST_NAME = 255
+"""Characters of a content type: as many as AMQP can carry."""
+
+MOST_VALUES = int(os.environ.get("WORKQUEUE_MOST_VALUES") or 500_000)
+"""What a JSON body may make of itself, see `weight`. Decoding it holds the interpreter, and with it
+the thread that keeps the connection alive, for about 50 ms at most."""
 
 RUNS_CODE = ("pickle", "python-serialize", "yaml")
 """Parts of content types whose decoders can be made to run code. They cannot be switched on."""
@@ -40,6 +72,7 @@ def encode(payload: object) -> tuple[bytes, str]:
         if isinstance(payload, str):
             return payload.encode(), TEXT
         body = msgspec.json.encode(payload)
+        check_weight(body)  # or each of its receivers would refuse it
         # msgspec writes NaN and infinities as null: a number would become nothing.
         if b"null" in body and has_nonfinite(msgspec.to_builtins(payload)):
             raise ValueError("JSON has no NaN and no infinity")
@@ -97,7 +130,7 @@ def runs_code(media: str) -> bool:
 @lru_cache(256)
 def media_type(content_type: str | None) -> tuple[str, str]:
     """The type and its charset, both in lower case; the charset of text is UTF-8 unless named."""
-    media, *parameters = (content_type or "").lower().split(";")
+    media, *parameters = (content_type or "")[:LONGEST_NAME].lower().split(";")
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "charset" and value.strip():
@@ -114,19 +147,60 @@ def compression_of(content_encoding: str | None, headers: Mapping[str, Any]) -> 
 
 
 def decode_json(body: bytes) -> Any:
+    check_weight(body)
     try:
         return msgspec.json.decode(body)
     except (ValueError, RecursionError, OverflowError) as error:
         raise BadPayload(f"the body is not the JSON it claims to be: {error}") from error
 
 
+def weight(body: bytes) -> int:
+    """How much work a JSON body is at most, told before it is decoded: one for each number or
+    string, four for each list, object or key.
+
+    Bytes say nothing about it: 16 MiB of "[]," become 5.6 million lists of 56 bytes, and 16 MiB of
+    one string remain that. Commas within strings are counted too, as to tell them apart takes
+    longer than to decode them.
+    """
+    if len(body) <= MOST_VALUES // 3:  # no byte weighs more than three
+        return 0
+    return body.count(b",") + 3 * (body.count(b"[") + body.count(b"{") + body.count(b":"))
+
+
+def check_weight(body: bytes) -> None:
+    """Raise BadPayload for a JSON body with more values than are decoded."""
+    if (found := weight(body)) > MOST_VALUES:
+        raise BadPayload(
+            f"a JSON body of {len(body)} bytes with too many values ({found}, where {MOST_VALUES} "
+            "are taken; lists, objects and keys count four times)",
+            hint="Send it in parts or as bytes, or set WORKQUEUE_MOST_VALUES for both sides.",
+        )
+
+
 def decode_text(body: bytes, charset: str) -> str:
-    if charset.replace("-", "_") in ODD_CHARSETS:
+    codec = codec_of(charset)
+    if codec is None:
         raise BadPayload(f"the charset {charset} is not accepted")
+    if codec not in QUICK_CHARSETS and len(body) > LONGEST_SLOW_TEXT:
+        raise BadPayload(f"{len(body)} bytes of text in {codec}: more than {LONGEST_SLOW_TEXT}")
     try:
-        return body.decode(charset)
+        return body.decode(codec)
     except (LookupError, ValueError) as error:
         raise BadPayload(f"the body is not the text it claims to be: {error}") from error
+
+
+def codec_of(charset: str) -> str | None:
+    """Python's name of the codec for `charset`, if text may be in it.
+
+    Python itself is not asked: it finds codecs by many more spellings, and remembers each name
+    that it did not find.
+    """
+    try:
+        name = normalize_encoding(charset).lower()
+    except UnicodeError:
+        return None
+    name = aliases.get(name, name)
+    return name if name in CHARSETS else None
 
 
 def text_if_utf8(body: bytes) -> str | bytes:
