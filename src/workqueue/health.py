@@ -9,15 +9,17 @@ The body is JSON with all three, and with how many tasks run.
 
 from __future__ import annotations
 
-import threading
+import logging
+import os
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from workqueue.errors import ConfigError
 from workqueue.middleware import Middleware
+from workqueue.serving import BoundedHandler, BoundedServer
 
 if TYPE_CHECKING:
     from workqueue.worker import Worker
@@ -26,12 +28,23 @@ STUCK = 30.0
 """Seconds without a turn of the loop, which takes one at most, until it counts as stuck."""
 
 
-class Health(Middleware):
-    """Answers on `port` of all addresses, for as long as the worker runs."""
+LOCAL = "127.0.0.1"
 
-    def __init__(self, port: int) -> None:
+log = logging.getLogger("workqueue.health")
+
+
+class Health(Middleware):
+    """Answers on `port` of `address` for as long as the worker runs; port 0 is any free one.
+
+    The address is this machine's own unless it is named: "0.0.0.0" is all of them, and what a
+    probe needs that comes from outside of a container. Who may connect may ask, but not keep the
+    worker from its work, nor others from an answer (see `serving`).
+    """
+
+    def __init__(self, port: int, address: str = LOCAL) -> None:
         self.port = port
-        self.server: ThreadingHTTPServer | None = None
+        self.address = address
+        self.server: BoundedServer | None = None
 
     def started(self, worker: Worker) -> None:
         def report() -> dict[str, bool | int]:
@@ -41,21 +54,36 @@ class Health(Middleware):
             state = staticmethod(report)
 
         try:
-            self.server = ThreadingHTTPServer(("", self.port), Handler)
-        except (OSError, OverflowError) as error:
+            self.server = BoundedServer(self.address, self.port, Handler)
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"health port {self.port}: {reason}") from error
-        self.server.daemon_threads = True
-        self.port = self.server.server_port
-        threading.Thread(
-            target=self.server.serve_forever, name="workqueue-health", daemon=True
-        ).start()
+            raise ConfigError(f"health port {self.port} of {self.address}: {reason}") from error
+        self.port = self.server.port
+        self.server.serve("workqueue-health")
+        self.say_where()
+
+    def say_where(self) -> None:
+        where = f"[{self.address}]" if ":" in self.address else self.address
+        log.info("answering /alive, /ready and /drained on http://%s:%d", where, self.port)
+        if is_loopback(self.address) and "KUBERNETES_SERVICE_HOST" in os.environ:
+            log.warning(
+                "the health port %d listens on %s alone, where no kubelet asks: "
+                "for its probes, --health-address 0.0.0.0",
+                self.port,
+                self.address,
+            )
 
     def stopped(self) -> None:
         server, self.server = self.server, None
         if server is not None:
-            server.shutdown()
-            server.server_close()
+            server.stop()
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def state_of(worker: Worker) -> dict[str, bool | int]:
@@ -72,7 +100,7 @@ def state_of(worker: Worker) -> dict[str, bool | int]:
     }
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(BoundedHandler):
     """One request."""
 
     def do_GET(self) -> None:
@@ -91,6 +119,3 @@ class Answer(BaseHTTPRequestHandler):
     @staticmethod
     def state() -> dict[str, bool | int]:
         raise NotImplementedError
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """A probe every second is no news."""

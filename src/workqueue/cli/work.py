@@ -198,6 +198,14 @@ def work(
             help="Answer /alive, /ready and /drained over HTTP.",
         ),
     ] = None,
+    health_address: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="WORKQUEUE_HEALTH_ADDRESS",
+            help="Where the health port listens. 0.0.0.0 for probes from outside, as Kubernetes'.",
+        ),
+    ] = "127.0.0.1",
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart the children when the handler's files change.")
     ] = False,
@@ -244,7 +252,7 @@ def work(
         if health_port is not None:
             from workqueue.health import Health
 
-            plugins.append(Health(health_port))
+            plugins.append(Health(health_port, health_address))
         worker = Worker(
             broker.queue(queue),
             words[0],

@@ -10,13 +10,13 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import start_http_server
+from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
 import workqueue
@@ -32,6 +32,7 @@ from workqueue.errors import (
 from workqueue.message import Delivery
 from workqueue.middleware import Sending
 from workqueue.queue import Queue
+from workqueue.serving import BoundedHandler, BoundedServer
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 
 PORT = 9464
@@ -117,6 +118,10 @@ def metrics_in(registry: CollectorRegistry) -> Metrics:
         return shared[registry]
 
 
+class Scrape(BoundedHandler, MetricsHandler):
+    """One scrape: prometheus_client's answer, under the bounds of `workqueue.serving`."""
+
+
 class PrometheusMiddleware(Middleware):
     """Counts, and serves what it counted while a worker runs.
 
@@ -135,7 +140,7 @@ class PrometheusMiddleware(Middleware):
         self.address = address or os.environ.get("WORKQUEUE_PROMETHEUS_ADDRESS") or "127.0.0.1"
         self.registry = registry
         self.metrics = metrics_in(registry)
-        self.server: tuple[Any, Thread] | None = None
+        self.server: BoundedServer | None = None
         self.figures: QueueFigures | None = None
         self.watched: list[Gauge] = []
 
@@ -173,13 +178,15 @@ class PrometheusMiddleware(Middleware):
         self.figures = QueueFigures(worker.queue)
         self.registry.register(self.figures)
         if self.port:
+            handler = type("Scrape", (Scrape,), {"registry": self.registry})
             try:
-                self.server = start_http_server(self.port, self.address, self.registry)
-            except OSError as error:
+                self.server = BoundedServer(self.address, self.port, handler)
+            except (OSError, UnicodeError) as error:
                 raise ConfigError(
-                    f"metrics on {self.address}:{self.port}: {error.strerror}",
+                    f"metrics on {self.address}:{self.port}: {getattr(error, 'strerror', error)}",
                     hint="Choose another: WORKQUEUE_PROMETHEUS_PORT=9465, or 0 for none",
                 ) from error
+            self.server.serve("workqueue-prometheus")
 
     def watch(self, worker: Worker) -> None:
         """What is now is looked up when somebody scrapes: what a lost connection, or a lost task,
@@ -214,12 +221,9 @@ class PrometheusMiddleware(Middleware):
         if self.figures is not None:
             self.registry.unregister(self.figures)
             self.figures = None
-        if self.server is not None:
-            server, thread = self.server
-            server.shutdown()
-            server.server_close()
-            thread.join()
-            self.server = None
+        server, self.server = self.server, None
+        if server is not None:
+            server.stop()
 
 
 def word_for(cause: NotSent) -> str:
