@@ -15,7 +15,8 @@ from workqueue.transport import DEAD_SUFFIX, Finding
 from workqueue.transports.sqlite import place, schema
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import OLDEST_SQLITE, connect
-from workqueue.transports.sqlite.life import lock_folder
+from workqueue.transports.sqlite.ownership import check_files, check_lock_folder, resolve
+from workqueue.transports.sqlite.place import lock_folder
 
 REPAIRED = (3, 51, 3)
 """The first SQLite in which a checkpoint beside a commit cannot damage a file: sqlite.org/wal.html,
@@ -32,11 +33,11 @@ LONG_LOG = 256 * 1024 * 1024
 
 
 class Examination:
-    """One look at one file."""
+    """One look at one file. Raises ConfigError for one that may have been planted."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.path = address.path.resolve()
+        self.path = resolve(address.path)
 
     def run(self, queues: Sequence[str]) -> Iterator[Finding]:
         yield judge_sqlite(sqlite3.sqlite_version_info)
@@ -75,6 +76,8 @@ class Examination:
             for queue in queues:
                 yield missing(queue)
             return
+        check_files(self.path)
+        check_lock_folder(lock_folder(self.path))
         yield from self.modes()
         yield from self.contents(queues)
 
@@ -129,6 +132,7 @@ class Examination:
                     yield Finding(state="ok", check="file", found=found)
                     return
                 schema.check(self.path, marks[1], marks[2])
+                schema.check_objects(self.path, connection.execute(schema.OBJECTS).fetchall())
                 if self.path.stat().st_size > READ_THROUGH:
                     size = self.path.stat().st_size >> 20
                     found = f"{self.path} is ours; {size} MiB are not read through for damage"
