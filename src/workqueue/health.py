@@ -9,7 +9,6 @@ The body is JSON with all three, and with how many tasks run.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from ipaddress import ip_address
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from workqueue.errors import ConfigError
+from workqueue.loggers import logger
 from workqueue.middleware import Middleware
 from workqueue.serving import BoundedHandler, BoundedServer
 
@@ -30,7 +30,7 @@ STUCK = 30.0
 
 LOCAL = "127.0.0.1"
 
-log = logging.getLogger("workqueue.health")
+log = logger("health")
 
 
 class Health(Middleware):
@@ -60,11 +60,7 @@ class Health(Middleware):
             raise ConfigError(f"health port {self.port} of {self.address}: {reason}") from error
         self.port = self.server.port
         self.server.serve("workqueue-health")
-        self.say_where()
-
-    def say_where(self) -> None:
-        where = f"[{self.address}]" if ":" in self.address else self.address
-        log.info("answering /alive, /ready and /drained on http://%s:%d", where, self.port)
+        log.info("answering /alive, /ready and /drained at %s", self.url)
         if is_loopback(self.address) and "KUBERNETES_SERVICE_HOST" in os.environ:
             log.warning(
                 "the health port %d listens on %s alone, where no kubelet asks: "
@@ -72,6 +68,12 @@ class Health(Middleware):
                 self.port,
                 self.address,
             )
+
+    @property
+    def url(self) -> str:
+        """Where it answers, once it was started."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.port}"
 
     def stopped(self) -> None:
         server, self.server = self.server, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import threading
@@ -25,6 +24,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
+from workqueue.loggers import logger
 from workqueue.message import (
     DEFAULT_PRIORITY,
     EXPIRES_AT,
@@ -38,7 +38,7 @@ from workqueue.middleware import Middleware, around_sending, load_middleware
 from workqueue.queue import Queue
 from workqueue.transport import Publisher
 
-log = logging.getLogger("workqueue.producer")
+log = logger("producer")
 
 CHUNK_MESSAGES = 1_000
 MOST_MESSAGES = 8_000

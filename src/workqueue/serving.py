@@ -8,7 +8,6 @@ oldest makes room. Who asks and listens is answered, however many there are who 
 from __future__ import annotations
 
 import io
-import logging
 import socket
 import sys
 import threading
@@ -18,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-log = logging.getLogger("workqueue.serving")
+from workqueue.loggers import logger
+
+log = logger("serving")
 
 MOST_CONNECTIONS = 32
 

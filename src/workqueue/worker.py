@@ -31,6 +31,7 @@ from workqueue.errors import (
     StorageError,
     Unsupported,
 )
+from workqueue.loggers import logger
 from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
@@ -51,7 +52,7 @@ from workqueue.transport import (
     TakesBack,
 )
 
-log = logging.getLogger("workqueue.worker")
+log = logger("worker")
 
 MOST_DEATHS = 20
 """Times a message may take a whole worker with it before it is set aside."""

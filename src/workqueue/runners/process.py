@@ -11,7 +11,6 @@ long job, when it dies, and when the worker asks.
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import selectors
@@ -31,6 +30,7 @@ import msgspec
 
 from workqueue.codec import encodable
 from workqueue.errors import HandlerNotFound
+from workqueue.loggers import logger
 from workqueue.message import Delivery
 from workqueue.middleware import Middleware, check_none_wraps
 from workqueue.retry import RetryPolicy, TaskOptions
@@ -51,7 +51,7 @@ from workqueue.runners.runner import Ending, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
 from workqueue.transports.bell import Bell
 
-log = logging.getLogger("workqueue.worker")
+log = logger("worker")
 
 PAUSE_AFTER_CRASH = 1.0
 """Seconds before a child that died before it was ready is replaced."""

@@ -16,7 +16,6 @@ is still its own.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import defaultdict, deque
@@ -29,6 +28,7 @@ import amqp
 from msgspec.structs import replace
 
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
+from workqueue.loggers import logger
 from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
@@ -48,7 +48,7 @@ from workqueue.transports.rabbitmq.migration import GateProbe
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 MOST_LANES = 64
 OTHER_CHANNELS = 1

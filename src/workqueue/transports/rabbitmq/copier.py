@@ -7,7 +7,6 @@ own, makes the copies safe and reports back; then the consumer acknowledges the 
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections import deque
@@ -15,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workqueue.errors import NotSent, Refused, TooLarge, Unroutable, WorkqueueError
+from workqueue.loggers import logger
 from workqueue.message import Delivery, Message
 from workqueue.transports.copies import bare_copy
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 CONFIRM_TIMEOUT = 10.0
 """Seconds. After that the original goes back to its queue; the copy may turn up as well."""

@@ -6,7 +6,6 @@ else spend most of its time on a worker's half of the driver.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from workqueue.errors import (
     QueueNotFound,
     Unsupported,
 )
+from workqueue.loggers import logger
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.rabbitmq.address import Address, parse
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
     from workqueue.transports.rabbitmq.management import Management
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 SETTLING = 1.2
 """Seconds after a quorum queue was made until it can be trusted. RabbitMQ writes the name of a new

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 from workqueue.errors import QueueNotFound
+from workqueue.loggers import logger
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import Survey, survey
 from workqueue.transports.rabbitmq.topology import MAX_PRIORITY
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 
 class Priorities:

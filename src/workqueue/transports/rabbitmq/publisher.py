@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from workqueue.errors import (
     Unconfirmed,
     Unroutable,
 )
+from workqueue.loggers import logger
 from workqueue.message import DEFAULT_PRIORITY, Message
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
@@ -26,7 +26,7 @@ from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 WINDOW = 2_000
 """Messages on their way without a confirm. Enough to keep a quorum queue busy; waiting for each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import select
@@ -19,6 +18,7 @@ from workqueue.errors import (
     StorageError,
     WorkqueueError,
 )
+from workqueue.loggers import logger
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
@@ -30,7 +30,7 @@ from workqueue.transports.sqlite.life import enter, leave
 from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
-log = logging.getLogger("workqueue.sqlite")
+log = logger("sqlite")
 
 BEAT = 0.5
 """Seconds between two looks at who of the others has died."""
