@@ -20,12 +20,15 @@ from msgspec.structs import replace
 
 from workqueue.codec import decode
 from workqueue.errors import BadPayload, HandlerNotFound, Reject, RetryLater
+from workqueue.loggers import logger
 from workqueue.message import Delivery, Job, Lost
 from workqueue.middleware import Middleware, around_handler
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.task import Task, handle_by_type, job_here
+
+log = logger("worker")
 
 Function = Callable[[Job[Any]], object]
 """What is called for each job. If it is a coroutine function, what it returns is run."""
@@ -143,8 +146,10 @@ def is_machinery(file: str) -> bool:
 def load_handler(name: str) -> Handler:
     """The function, task or queue that `module:function` or `path/file.py:function` names.
 
-    A module is looked for in the current folder first. Raises HandlerNotFound with the reason, in
-    one line.
+    A module is looked for where Python looks, and then in the current folder: so a file there is
+    imported only by its own name, and never in the place of an installed module of the same name,
+    which may be one that the installed ones need. Raises HandlerNotFound with the reason, in one
+    line.
     """
     source, colon, attribute = name.rpartition(":")
     if not colon or not source or not attribute:
@@ -152,16 +157,17 @@ def load_handler(name: str) -> Handler:
             f"{name}: name the handler as module:function or file.py:function",
             hint="For example tasks:handle, for the function handle in tasks.py",
         )
-    module = load_file(Path(source)) if source.endswith(".py") else load_module(source)
+    before = set(sys.modules)
+    is_file = source.endswith(".py")
+    module = load_file(Path(source)) if is_file else load_module(source)
+    warn_of_namesakes(Path(source).resolve().parent if is_file else Path.cwd(), before)
     found = find_attribute(module, source, attribute)
     function_of(found, name)
     return found  # type: ignore[return-value]  # or function_of would have refused it
 
 
 def load_module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    here = make_importable(Path.cwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -174,12 +180,10 @@ def load_module(name: str) -> ModuleType:
 
 
 def load_file(path: Path) -> ModuleType:
-    """The file as a module of its own name, with its folder on the path, as if run there."""
+    """The file as a module of its own name, which may import others from its folder."""
     if not path.is_file():
         raise HandlerNotFound(f"there is no file {path}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    make_importable(path.resolve().parent)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise HandlerNotFound(f"{path} cannot be imported")
@@ -190,6 +194,32 @@ def load_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise failed_import(str(path), error) from error
     return module
+
+
+def make_importable(folder: Path) -> str:
+    """Modules in `folder` can be imported, after all that can be already."""
+    here = str(folder)
+    if here not in sys.path:
+        sys.path.append(here)
+    return here
+
+
+def warn_of_namesakes(folder: Path, before: set[str]) -> None:
+    """Say which modules, imported since `before`, are not the ones that `folder` has. If they are
+    meant, PYTHONPATH puts the folder first, as it does for Python itself."""
+    for name in sorted(set(sys.modules) - before):
+        origin = getattr(sys.modules[name], "__file__", None)
+        if "." in name or not origin or Path(origin).is_relative_to(folder):
+            continue
+        for namesake in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if namesake.is_file():
+                log.warning(
+                    "module %s is the installed one, and %s is not used; "
+                    "if it is meant, rename it, or set PYTHONPATH=%s",
+                    name,
+                    namesake,
+                    folder,
+                )
 
 
 def failed_import(name: str, error: BaseException) -> HandlerNotFound:
