@@ -157,6 +157,19 @@ def first_of_series() -> tuple[str, int]:
     return head, chance & 0x7FFF_FFFF_FFFF  # room to count on
 
 
+EARLIEST = 946_684_800.0
+"""Seconds since 1970: the year 2000. A time of sending before that is none; many clients send 0."""
+
+
+def seconds_since(sent_at: float | None, now: float) -> float | None:
+    """How long ago a message was sent; None if its sender does not say, or says what cannot be: a
+    time to come, or long before there were queues. The time is the word of its sender, who may be
+    anybody. Both times are in seconds since 1970."""
+    if sent_at is None or not EARLIEST <= sent_at <= now:
+        return None
+    return now - sent_at
+
+
 TROUBLESOME = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that a terminal may act on, or not show: controls, formats, surrogates."""
 

@@ -32,7 +32,13 @@ from workqueue.errors import (
     Unsupported,
 )
 from workqueue.loggers import logger
-from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
+from workqueue.message import (
+    EXPIRES_AT,
+    LONGEST_DELAY,
+    Delivery,
+    seconds_since,
+    visible,
+)
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
 from workqueue.queue import Queue
@@ -801,8 +807,8 @@ class Shift:
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
     """Every way in which a run can end becomes one of four outcomes, here."""
     delivery, reason = ending.delivery, ending.reason
-    sent_at = delivery.message.sent_at
-    age = 0.0 if sent_at is None else max(0.0, time.time() - sent_at)
+    claimed = seconds_since(delivery.message.sent_at, time.time()) or 0.0
+    age = max(claimed, policy.least_age(delivery.attempt))
     match ending.verdict:
         case Verdict.DONE:
             return Ack(delivery)

@@ -29,7 +29,7 @@ from workqueue.errors import (
     TooLarge,
     Unroutable,
 )
-from workqueue.message import Delivery
+from workqueue.message import Delivery, seconds_since
 from workqueue.middleware import Sending
 from workqueue.queue import Queue
 from workqueue.serving import BoundedHandler, BoundedServer
@@ -202,9 +202,9 @@ class PrometheusMiddleware(Middleware):
     def begun(self, delivery: Delivery) -> None:
         queue = delivery.queue
         self.metrics.received.labels(queue).inc()
-        sent_at = delivery.message.sent_at
-        if sent_at is not None and delivery.attempt == 1 and not delivery.redelivered:
-            self.metrics.wait.labels(queue).observe(max(0.0, time.time() - sent_at))
+        waited = seconds_since(delivery.message.sent_at, time.time())
+        if waited is not None and delivery.attempt == 1 and not delivery.redelivered:
+            self.metrics.wait.labels(queue).observe(waited)
 
     def settled(self, outcome: Outcome, seconds: float) -> None:
         delivery = outcome.delivery

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from workqueue.errors import AccessRefused, ConfigError, ConnectionLost
+from workqueue.message import seconds_since
 from workqueue.transport import QueueStats
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.ladder import is_level
@@ -123,14 +124,14 @@ class Management:
         in_flight = number(found.get("messages_unacknowledged"))
         if in_flight == 0 and found.get("messages_ready") != stats.ready:
             in_flight = None
-        oldest = found.get("head_message_timestamp")
+        oldest = number(found.get("head_message_timestamp"))  # its sender's word
         totals = found.get("message_stats")
         totals = totals if isinstance(totals, dict) else {}
         return replace(
             stats,
             in_flight=in_flight,
             delayed=self.delayed(number(found.get("messages_delayed", 0))),
-            oldest=max(0.0, time() - oldest) if isinstance(oldest, int) else None,
+            oldest=seconds_since(oldest, time()),
             sent=number(totals.get("publish")),
             done=number(totals.get("ack")),
             age=SAMPLE_AGE,
