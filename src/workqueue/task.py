@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hin
 import msgspec
 
 from workqueue.codec import JSON, check_weight
+from workqueue.collisions import SHORT, check_collisions, hashes_numbers
 from workqueue.errors import BadPayload, ConfigError, Reject
 from workqueue.message import DEFAULT_PRIORITY, Job
 from workqueue.retry import TaskOptions
@@ -61,6 +62,7 @@ class Task(Generic[Params, Result]):
         self.asks = asks
         self.signature = inspect.signature(function)
         self.shape: type[msgspec.Struct] | None = None
+        self.exposed = False
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
@@ -115,8 +117,11 @@ class Task(Generic[Params, Result]):
     def decode(self, body: bytes) -> dict[str, Any]:
         """The arguments in `body`, of the annotated types. Raises BadPayload."""
         check_weight(body)
+        shape = self.arguments()
+        if self.exposed and len(body) > SHORT:
+            check_collisions(body)
         try:
-            found = msgspec.json.decode(body, type=self.arguments())
+            found = msgspec.json.decode(body, type=shape)
         except (msgspec.ValidationError, RecursionError) as error:
             raise BadPayload(f"task {self.name}: {in_words(str(error))}") from error
         except ValueError as error:
@@ -128,6 +133,7 @@ class Task(Generic[Params, Result]):
         """What a body must be. Made late: annotations may name what is defined after the task."""
         if self.shape is None:
             self.shape = shape_of(self.name, self.function, self.signature)
+            self.exposed = hashes_numbers(self.shape)
         return self.shape
 
     def handle(self, job: Job[Any]) -> object:
