@@ -180,7 +180,9 @@ def check_weight(body: bytes) -> None:
 def decode_text(body: bytes, charset: str) -> str:
     codec = codec_of(charset)
     if codec is None:
-        raise BadPayload(f"the charset {charset} is not accepted")
+        raise BadPayload(
+            f"the body is not the text it claims to be: charset {charset} is not accepted"
+        )
     if codec not in QUICK_CHARSETS and len(body) > LONGEST_SLOW_TEXT:
         raise BadPayload(f"{len(body)} bytes of text in {codec}: more than {LONGEST_SLOW_TEXT}")
     try:

@@ -184,9 +184,10 @@ def visible(text: str) -> str:
         return text
     import unicodedata  # rarely needed, and large
 
-    return "".join(
-        char
-        if unicodedata.category(char) not in TROUBLESOME
-        else char.encode("unicode_escape").decode()
-        for char in text
+    return text.translate(
+        {
+            ord(char): char.encode("unicode_escape").decode()
+            for char in set(text)
+            if unicodedata.category(char) in TROUBLESOME
+        }
     )

@@ -98,7 +98,11 @@ class Session(msgspec.Struct, frozen=True):
 
 def password_in(url: str) -> bool:
     """Also in what is not quite a URL: the password may be why it is not."""
-    return re.search(r"(?s)://[^@:]*:.+@|[?&][^=&]*(?:pass|secret|token)[^=&]*=.", url) is not None
+    login = url.partition("://")[2].rpartition("@")[0]
+    return bool(login.partition(":")[2]) or any(
+        value and any(word in name for word in ("pass", "secret", "token"))
+        for name, _, value in (part.partition("=") for part in re.split("[?&]", url)[1:])
+    )
 
 
 def common_options(
