@@ -24,21 +24,26 @@ BYTES = "application/octet-stream"
 PLAIN_ENCODINGS = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-ascii", "ascii"})
 """Content encodings that leave the body as it is; some clients name the character set here."""
 
+ISO_8859 = [f"iso8859_{part}" for part in range(1, 17) if part != 12]
+CODE_PAGES = [
+    *(37, 273, 424, 437, 500, 720, 737, 775, 850, 852, 855, 856, 857, 858, 860, 861, 862, 863, 864),
+    *(865, 866, 869, 874, 875, 932, 949, 950, 1006, 1026, 1125, 1140, *range(1250, 1259)),
+]
+JAPANESE = [
+    *("euc_jp", "euc_jis_2004", "euc_jisx0213", "shift_jis", "shift_jis_2004", "shift_jisx0213"),
+    *("iso2022_jp", "iso2022_jp_1", "iso2022_jp_2", "iso2022_jp_2004", "iso2022_jp_3"),
+    "iso2022_jp_ext",
+]
 CHARSETS = frozenset(
-    """
-    ascii latin_1 utf_7 utf_8 utf_8_sig utf_16 utf_16_be utf_16_le utf_32 utf_32_be utf_32_le
-    iso8859_1 iso8859_2 iso8859_3 iso8859_4 iso8859_5 iso8859_6 iso8859_7 iso8859_8 iso8859_9
-    iso8859_10 iso8859_11 iso8859_13 iso8859_14 iso8859_15 iso8859_16
-    cp037 cp273 cp424 cp437 cp500 cp720 cp737 cp775 cp850 cp852 cp855 cp856 cp857 cp858 cp860 cp861
-    cp862 cp863 cp864 cp865 cp866 cp869 cp874 cp875 cp932 cp949 cp950 cp1006 cp1026 cp1125 cp1140
-    cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258
-    koi8_r koi8_t koi8_u kz1048 ptcp154 tis_620 hp_roman8 palmos
-    mac_arabic mac_croatian mac_cyrillic mac_farsi mac_greek mac_iceland mac_latin2 mac_roman
-    mac_romanian mac_turkish
-    big5 big5hkscs gb2312 gbk gb18030 hz euc_kr johab iso2022_kr
-    euc_jp euc_jis_2004 euc_jisx0213 shift_jis shift_jis_2004 shift_jisx0213
-    iso2022_jp iso2022_jp_1 iso2022_jp_2 iso2022_jp_2004 iso2022_jp_3 iso2022_jp_ext
-    """.split()
+    {
+        *("ascii", "latin_1", "utf_7", "utf_8", "utf_8_sig", "utf_16", "utf_16_be", "utf_16_le"),
+        *("utf_32", "utf_32_be", "utf_32_le", *ISO_8859, *(f"cp{page:03}" for page in CODE_PAGES)),
+        *("koi8_r", "koi8_t", "koi8_u", "kz1048", "ptcp154", "tis_620", "hp_roman8", "palmos"),
+        *("mac_arabic", "mac_croatian", "mac_cyrillic", "mac_farsi", "mac_greek", "mac_iceland"),
+        *("mac_latin2", "mac_roman", "mac_romanian", "mac_turkish"),
+        *("big5", "big5hkscs", "gb2312", "gbk", "gb18030", "hz", "euc_kr", "johab", "iso2022_kr"),
+        *JAPANESE,
+    }
 )
 """The character sets that text may be in, by the names of Python's codecs. Each is decoded in time
 that grows with the text and no faster. Left out are idna and punycode, whose time grows as a

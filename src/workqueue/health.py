@@ -105,7 +105,7 @@ def state_of(worker: Worker) -> dict[str, bool | int]:
 class Answer(BoundedHandler):
     """One request."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
         state = self.state()
         question = self.path.partition("?")[0].strip("/")
         if question not in ("alive", "ready", "drained"):

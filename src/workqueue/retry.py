@@ -70,7 +70,6 @@ class RetryPolicy:
         wait = wait_exponential(multiplier=self.first, max=self.longest)(state)
         return min(wait * random.uniform(1 - JITTER, 1 + JITTER), self.longest)
 
-
     def least_age(self, attempt: int) -> float:
         """Seconds ago that a task was sent at least, of which this attempt has failed: the pauses
         between its attempts. So a `stop` that goes by time holds whatever a sender says about his.

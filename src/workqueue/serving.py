@@ -46,10 +46,10 @@ class BoundedServer(ThreadingHTTPServer):
 
     def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, _, _, _, place = found[0]
+        self.address_family, _, _, _, (host, number, *_) = found[0]
         self.connections: dict[socket.socket, None] = {}
         self.guard = threading.Lock()
-        super().__init__(place[:2], handler)
+        super().__init__((str(host), int(number)), handler)
 
     @property
     def port(self) -> int:
@@ -78,14 +78,12 @@ class BoundedServer(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         with self.guard:
             self.connections[request] = None
-            oldest = next(iter(self.connections))
-            if len(self.connections) <= MOST_CONNECTIONS:
-                oldest = None
-            else:
-                del self.connections[oldest]
-        if oldest is not None:
+            waiting = list(self.connections)
+        if len(waiting) > MOST_CONNECTIONS:
+            with self.guard:
+                self.connections.pop(waiting[0], None)
             with suppress(OSError):  # it may just have ended
-                oldest.shutdown(socket.SHUT_RDWR)  # its thread reads that, and ends
+                waiting[0].shutdown(socket.SHUT_RDWR)  # its thread reads that, and ends
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -94,9 +92,10 @@ class BoundedServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in the middle of it is no news, and no traceback."""
+        """A client that hangs up in the middle of it is no news, and no traceback. Called while the
+        exception is handled."""
         if not isinstance(sys.exception(), OSError):
-            log.exception("a request to port %d could not be answered", self.port)
+            log.exception("a request to port %d was not answered", self.port)  # noqa: LOG004
 
 
 class BoundedHandler(BaseHTTPRequestHandler):

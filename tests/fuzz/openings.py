@@ -179,7 +179,11 @@ def fuzz(
     chance = random.Random(seed)
     began = last = time.monotonic()
     stream = b""
-    with server(lambda connection: speaker(stream)(connection)) as port:
+
+    def speak(connection: socket.socket) -> None:
+        speaker(stream)(connection)  # the one of this execution
+
+    with server(speak) as port:
         while (executions is None or report.executions < executions) and (
             seconds is None or time.monotonic() - began < seconds
         ):

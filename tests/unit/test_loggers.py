@@ -132,13 +132,10 @@ def test_what_is_reported_is_the_exception_itself(lines: io.StringIO) -> None:
     handler = logging.Handler()
     handler.emit = seen.append  # type: ignore[method-assign]
     log.addHandler(handler)
-    try:
-        raise LookupError(HOSTILE)
-    except LookupError as error:
-        log.exception("it failed")
-        [record] = seen
-        assert record.exc_info is not None
-        assert record.exc_info[1] is error
-    finally:
-        log.removeHandler(handler)
+    error = LookupError(HOSTILE)
+    log.error("it failed", exc_info=error)
+    log.removeHandler(handler)
+    [record] = seen
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
     assert is_plain(lines.getvalue())

@@ -250,9 +250,7 @@ def test_nothing_is_imported_from_the_current_folder(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("place", ["thread", "process"])
-def test_an_installed_module_needs_no_file_of_the_current_folder(
-    shell: Shell, place: str
-) -> None:
+def test_an_installed_module_needs_no_file_of_the_current_folder(shell: Shell, place: str) -> None:
     """Not even one of the name of a module that it imports; and that is said."""
     (shell.folder / "fractions.py").write_text("open('trapped', 'w')\n")
     (shell.folder / "helper.py").write_text("def handle(job): open('handled', 'w')\n")

@@ -325,8 +325,8 @@ def test_long_texts(charset: str) -> None:
 @pytest.mark.parametrize(
     "charset",
     [
-        *("unicode_escape", "unicode_escape!", "unicode-escape", " unicode  escape", "idna", "i.dna"),
-        *("punycode", "punycode!", "PUNYCODE", "undefined", "raw_unicode_escape", "raw unicode escape"),
+        *("unicode_escape", "unicode_escape!", "unicode-escape", " unicode  escape", "i.dna"),
+        *("punycode", "punycode!", "PUNYCODE", "undefined", "raw_unicode_escape", "idna"),
         *("hex", "base64", "zlib", "bz2", "rot13", "uu", "quopri", "charmap", "mbcs", "oem"),
         *("klingon", "", "..", "../utf_8", "a" * 200, "\udc80", "workqueue", "aliases"),
     ],

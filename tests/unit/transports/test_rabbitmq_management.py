@@ -30,9 +30,7 @@ def answer(body: bytes, head: str = "200 OK", more: str = "") -> bytes:
 
 def asked(said: Callable[[socket.socket], None], ask: Callable[[Management], Any]) -> Any:
     with server(said) as port:
-        return ask(
-            Management(f"http://127.0.0.1:{port}", parse("amqp://guest:guest@127.0.0.1:1/"))
-        )
+        return ask(Management(f"http://127.0.0.1:{port}", parse("amqp://guest:guest@127.0.0.1:1/")))
 
 
 def saying(data: bytes) -> Callable[[socket.socket], None]:
@@ -120,7 +118,8 @@ def test_an_answer_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(a|aa)" * 30 + "$", "a?" * 40 + "b", ".*.*.*.*b", "(.*a){20}", "a" * 5000]
+    "pattern",
+    ["(a+)+$", "(a|aa)" * 30 + "$", "a?" * 40 + "b", ".*.*.*.*b", "(.*a){20}", "a" * 5000],
 )
 def test_patterns_that_take_long(pattern: str) -> None:
     """Are not tried: Python could not be interrupted in it."""
@@ -131,7 +130,13 @@ def test_patterns_that_take_long(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
-    [(".*", True), ("^jobs", True), ("^(mail|jobs)(\\.dead)?$", True), ("^mail.*", False), ("", False)],
+    [
+        (".*", True),
+        ("^jobs", True),
+        ("^(mail|jobs)(\\.dead)?$", True),
+        ("^mail.*", False),
+        ("", False),
+    ],
 )
 def test_patterns_as_people_write_them(pattern: str, *, allowed: bool) -> None:
     assert allows(pattern, "jobs") is allowed

@@ -141,7 +141,7 @@ class Examination:
                 yield Finding(state="warn", check=check, found=UNKNOWN, command=ASK)
             return
         try:
-            _, date = self.management.ask("whoami")
+            date = self.management.date()
             now = time.time()
             nodes, alarms = self.management.objects("nodes"), self.management.alarms()
             self.known = self.list_queues()
@@ -311,7 +311,8 @@ class Examination:
         if self.management is None or self.known is None:
             return
         path = f"queues/{self.management.vhost}/{quote(name, safe='')}/bindings"
-        bound = {(row.get("source"), row.get("routing_key")) for row in self.management.objects(path)}
+        rows = self.management.objects(path)
+        bound = {(row.get("source"), row.get("routing_key")) for row in rows}
         if (EXCHANGE, name) not in bound:
             yield Finding(
                 state="warn",

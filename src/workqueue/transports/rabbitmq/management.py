@@ -152,18 +152,18 @@ class Management:
 
     def get(self, path: str, also: int = 200) -> dict[str, Any]:
         """The object it answers; `also` is a status beside 200 that is an answer."""
-        value, _ = self.ask(path, also)
-        return value
+        return self.ask(path, row, also)[0]
+
+    def date(self) -> str:
+        """What the broker says the time is, as HTTP writes it, or nothing."""
+        return self.ask("whoami", row)[1]
 
     def objects(self, path: str) -> list[dict[str, Any]]:
         """The objects it answers."""
-        value, _ = self.ask(path, read=rows)
-        return value
+        return self.ask(path, rows)[0]
 
-    def ask(
-        self, path: str, also: int = 200, read: Callable[[Any], Answer] = row
-    ) -> tuple[Answer, str]:
-        """The answer, and what the broker says the time is (as HTTP writes it, or nothing)."""
+    def ask(self, path: str, read: Callable[[Any], Answer], also: int = 200) -> tuple[Answer, str]:
+        """The answer as `read` understands it, and the date that came with it."""
         url = f"{self.root}/{path}"  # http or https: checked in __init__
         request = urllib.request.Request(url)  # noqa: S310
         # A redirection elsewhere must not take the password along.

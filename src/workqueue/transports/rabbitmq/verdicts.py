@@ -304,8 +304,9 @@ def judge_limit(limit: int | None, version: Version) -> str:
 def judge_dead(found: Survey, policy: Mapping[str, Any]) -> Iterator[Finding]:
     """A dead-letter queue: nothing may vanish from it."""
     queue, arguments = found.queue, found.arguments or {}
-    work = queue.removesuffix(DEAD_SUFFIX)
-    rebuild = f"workqueue dead requeue {quote(work)} --all, then workqueue delete {quote(queue)} --yes"
+    requeue = f"workqueue dead requeue {quote(queue.removesuffix(DEAD_SUFFIX))} --all"
+    delete = f"workqueue delete {quote(queue)} --yes"
+    rebuild = f"{requeue}, then {delete}"
 
     def about(state: Any, what: str, command: str = rebuild) -> Finding:
         return Finding(state=state, check="dead letters", queue=queue, found=what, command=command)

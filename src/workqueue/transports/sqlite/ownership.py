@@ -1,12 +1,12 @@
 """Whose the files are: in a folder that everybody may write to, somebody may have been there first.
 
-Whoever makes `jobs.db`, its log or the folder of its locks decides what is read from them and who
-gets to know that a worker lives. So where everybody may write (as in /tmp), nothing is used but what
-belongs to this user or to root: the file, what lies beside it, the folders and the symbolic links on
-the way to it. Elsewhere whoever may write to the folder is trusted with the queue, as are the users
-of a group that shares it.
+The user who makes `jobs.db`, its log or the folder of its locks decides what is read from them and
+whether a worker seems to live. So where everybody may write (as in /tmp), nothing is used but what
+belongs to this user or to root: the file, what lies beside it, the folders and the symbolic links
+on the way to it. Elsewhere all who may write to the folder are trusted with the queue, as are the
+users of a group that shares it.
 
-The kernel itself has such a rule for symbolic links, hard links and files that are opened to be made
+The kernel has such a rule for symbolic links, hard links and files that are opened to be made
 (fs.protected_symlinks and others in proc(5)), but not where a path is read link by link, as Python
 does, and not for folders.
 """

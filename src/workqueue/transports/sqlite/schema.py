@@ -81,11 +81,10 @@ def create(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
 
 
-TABLES = ("queues", "consumers", "messages")
-
-OBJECTS = f"""
-SELECT type, name, sql FROM sqlite_master
-WHERE (name IN {TABLES} OR tbl_name IN {TABLES}) AND sql IS NOT NULL
+OBJECTS = """
+SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND (
+    name IN ('queues', 'consumers', 'messages') OR tbl_name IN ('queues', 'consumers', 'messages')
+)
 """
 """What a file has that our statements would meet. Their own indexes have no text."""
 
@@ -100,7 +99,8 @@ def check_objects(path: Path, objects: Sequence[tuple[str, str, str]]) -> None:
         if words(sql) in lacking:
             lacking.remove(words(sql))
         elif type_ != "index" or sql.count("(") != 1:  # a plain one more does no harm
-            raise StorageError(f"{path}: not as workqueue makes it: the {type_} {name} is another's")
+            told = f"the {type_} {name} is another's"
+            raise StorageError(f"{path}: not as workqueue makes it: {told}")
     if lacking:
         raise StorageError(f"{path}: not as workqueue makes it: {len(lacking)} parts are missing")
 
