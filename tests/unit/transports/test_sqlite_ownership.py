@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -242,3 +242,14 @@ def test_a_file_that_was_dumped_and_read_again(tmp_path: Path) -> None:
         database.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
     use(tmp_path / "again.db")
     use(tmp_path / "copy.db")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "jobs.db/x/y", "x" * 5000])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    """Are an error of ours, whoever looks."""
+    (tmp_path / "jobs.db").touch()
+    with connect(f"sqlite:///{tmp_path / name}") as broker:
+        with pytest.raises(StorageError):
+            broker.transport.publisher()
+        with suppress(StorageError):
+            list(broker.transport.examine([], None))  # type: ignore[attr-defined]

@@ -64,11 +64,11 @@ def resolve(path: Path) -> Path:
             found = here.lstat()
             continue
         step = here / name
-        try:
-            folder, found = found, step.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        there = look(step)
+        if there is None:
             return Path(os.path.normpath(Path(step, *reversed(waiting))))
-        check_owner(folder, step, found)
+        check_owner(found, step, there)
+        found = there
         if not stat.S_ISLNK(found.st_mode):
             here = step
             continue
@@ -85,7 +85,7 @@ def check_files(path: Path) -> None:
     """Raise unless the database at the resolved `path`, and what lies beside it, is as we or SQLite
     would have made it. What is not there is not looked at."""
     folder = path.parent.stat()
-    for file, found in there(path, *(path.with_name(path.name + end) for end in BESIDE)):
+    for file, found in existing(path, *(path.with_name(path.name + end) for end in BESIDE)):
         check_owner(folder, file, found)
         if stat.S_ISDIR(found.st_mode):
             raise StorageError(f"{file}: a folder, not a file")
@@ -98,7 +98,7 @@ def check_files(path: Path) -> None:
 def check_lock_folder(path: Path) -> None:
     """The same for the folder of locks. Nobody else may write to it: a worker whose lock is gone
     counts as dead, and its tasks are run by another."""
-    for folder, found in there(path):
+    for folder, found in existing(path):
         check_owner(folder.parent.stat(), folder, found)
         if not stat.S_ISDIR(found.st_mode):
             raise StorageError(f"{folder}: not a folder")
@@ -108,10 +108,18 @@ def check_lock_folder(path: Path) -> None:
             raise error
 
 
-def there(*paths: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def existing(*paths: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Those that exist; symbolic links as what they are."""
     for path in paths:
-        try:
-            yield path, path.lstat()
-        except FileNotFoundError:
-            pass
+        if (found := look(path)) is not None:
+            yield path, found
+
+
+def look(path: Path) -> os.stat_result | None:
+    """None if there is nothing of that name. Raises StorageError if it cannot be known."""
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise StorageError(f"{path}: {error.strerror}") from error
