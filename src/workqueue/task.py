@@ -117,6 +117,10 @@ class Task(Generic[Params, Result]):
     def decode(self, body: bytes) -> dict[str, Any]:
         """The arguments in `body`, of the annotated types. Raises BadPayload."""
         check_weight(body)
+        return self.decode_weighed(body)
+
+    def decode_weighed(self, body: bytes) -> dict[str, Any]:
+        """The same of a body that was found to have not too many values."""
         shape = self.arguments()
         if self.exposed and len(body) > SHORT:
             check_collisions(body)
@@ -141,7 +145,8 @@ class Task(Generic[Params, Result]):
         if job.type not in (self.name, None):
             raise Reject(f"this is no call of task {self.name}, but of {job.type}")
         try:
-            arguments = self.decode(job.body)
+            weighed = not isinstance(job.payload, bytes | str)  # it was decoded as JSON already
+            arguments = (self.decode_weighed if weighed else self.decode)(job.body)
         except BadPayload as error:
             raise Reject(str(error)) from error
         return self.function(**arguments)  # type: ignore[call-arg]  # they are its own
