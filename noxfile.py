@@ -90,6 +90,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Every broken driver through the whole suite: which tests notice; `-- NAME` for some."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Wheel and sdist, and the unit tests on what the wheel installs."""
     session.install("build")

@@ -15,34 +15,47 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from workqueue.errors import NotSent, QueueNotFound
-from workqueue.message import EXPIRES_AT, Delivery, Message
-from workqueue.transport import DEAD_SUFFIX, Ack, Consumer, Transport
+from workqueue.careful import CarefulConsumer
+from workqueue.errors import (
+    LookCutShort,
+    NotSent,
+    QueueNotFound,
+    Unconfirmed,
+    account_fault,
+    class_name,
+)
+from workqueue.message import Delivery, Message
+from workqueue.transport import DEAD_SUFFIX, Ack, Transport
 from workqueue.transports.copies import (
     DEAD_AT,
-    DEATHS,
     ERROR,
     FAILURES,
     ORIGIN,
+    OUR_HEADERS,
     REASON,
     WORKER,
+    answerable,
     attempt_of,
+    last_death,
     without_brokers_own,
 )
 
-OURS = frozenset({DEAD_AT, DEATHS, ERROR, EXPIRES_AT, FAILURES, ORIGIN, REASON, WORKER})
+OURS = OUR_HEADERS
 """Headers about a message's life, which a message that is sent again begins anew."""
 
-BATCH = 100
+BATCH = 500
 """Letters that are lent at once while they are brought back or dropped."""
 
 QUIET = 1.0
-"""Seconds without a letter after which there are no more."""
+"""Seconds without a letter after which it is asked whether there are more."""
 
 SLOW = 10.0
-"""The same, while fewer have come than were counted: the broker is slow, or others have them."""
+"""Seconds without a letter after which a look ends although there are more: the broker is slow."""
 
 CONFIRM_TIMEOUT = 30.0
+
+HOLDING_SUFFIX = ".moving"
+"""RabbitMQ: NAME.moving holds the messages of NAME while NAME is migrated."""
 
 BROKERS_REASONS = {
     "expired": "expired",
@@ -94,14 +107,15 @@ class DeadLetters:
         """Those with one of `ids`, or whose reason or error contains `error`, or else all; at most
         `limit`. They are lent until the end, and all handed back then.
 
-        Raises QueueNotFound.
+        Raises QueueNotFound; LookCutShort, after those that came, if there are more and they do
+        not come within 10 seconds.
         """
         there = self.count()
         if there is None:
             return
         found = 0
         missing = set(ids)
-        with closing(self.transport.consumer(self.name, 0)) as consumer:
+        with closing(CarefulConsumer(self.transport, self.name, 0)) as consumer:
             for batch in self.batches(consumer, there):
                 for _, letter in chosen(batch, ids, error):
                     yield letter
@@ -119,10 +133,17 @@ class DeadLetters:
 
         Each is confirmed before it is taken away here, so that being interrupted at any point
         leaves one too many, never one too few. Raises QueueNotFound; NotSent, once all others were
-        brought back, with those whose queue did not take them.
+        brought back, with those whose queue did not take them; LookCutShort as `letters` does.
         """
+        return list(self.each_requeued(ids=ids, error=error, limit=limit))
+
+    def each_requeued(
+        self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
+    ) -> Iterator[str | None]:
+        """As `requeue`, giving each id when that letter was brought back: not all of them are kept
+        in memory."""
         failures: list[tuple[Message, NotSent]] = []
-        done: list[str | None] = []
+        done = 0
         with closing(self.transport.publisher()) as publisher:
             for consumer, letters in self.each_batch(ids, error, limit):
                 back: list[Delivery] = []
@@ -133,21 +154,25 @@ class DeadLetters:
                     lost = {id(message) for message, _ in failed}
                     back += [d for d, letter in bound_for if id(letter.message) not in lost]
                 consumer.settle([Ack(delivery) for delivery in back])
-                done += [delivery.message.id for delivery in back]
+                done += len(back)
+                yield from [delivery.message.id for delivery in back]
         if failures:
             told = f"{len(failures)} were not brought back: {failures[0][1]}"
-            raise NotSent(told, failures=failures, sent=len(done))
-        return done
+            raise NotSent(told, failures=failures, sent=done)
 
     def drop(
         self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
     ) -> list[str | None]:
-        """Forget them. Their ids. Raises QueueNotFound."""
-        done: list[str | None] = []
+        """Forget them. Their ids. Raises QueueNotFound; LookCutShort as `letters` does."""
+        return list(self.each_dropped(ids=ids, error=error, limit=limit))
+
+    def each_dropped(
+        self, *, ids: Collection[str] = (), error: str | None = None, limit: int | None = None
+    ) -> Iterator[str | None]:
+        """As `drop`, giving each id when that letter is gone."""
         for consumer, letters in self.each_batch(ids, error, limit):
             consumer.settle([Ack(delivery) for delivery, _ in letters])
-            done += [letter.id for _, letter in letters]
-        return done
+            yield from [letter.id for _, letter in letters]
 
     # -- over the seam
 
@@ -163,7 +188,7 @@ class DeadLetters:
 
     def each_batch(
         self, ids: Collection[str], error: str | None, limit: int | None
-    ) -> Iterator[tuple[Consumer, Sequence[tuple[Delivery, DeadLetter]]]]:
+    ) -> Iterator[tuple[CarefulConsumer, Sequence[tuple[Delivery, DeadLetter]]]]:
         """The chosen ones in batches, to be settled by the caller. All others are handed back at
         the end: while they are out, they do not come round again."""
         there = self.count()
@@ -172,7 +197,7 @@ class DeadLetters:
         left = limit
         taken: set[str | None] = set()
         prefetch = 0 if ids or error else BATCH
-        with closing(self.transport.consumer(self.name, prefetch)) as consumer:
+        with closing(CarefulConsumer(self.transport, self.name, prefetch)) as consumer:
             for batch in self.batches(consumer, there, taken):
                 letters = chosen(batch, ids, error)[:left]
                 if letters:
@@ -185,18 +210,21 @@ class DeadLetters:
             finish(consumer)
 
     def batches(
-        self, consumer: Consumer, there: int, taken: Collection[str | None] = ()
+        self, consumer: CarefulConsumer, there: int, taken: Collection[str | None] = ()
     ) -> Iterator[list[tuple[Delivery, DeadLetter]]]:
         """All that was `there` at the beginning. What dies meanwhile is for another time: what has
         an id that was `taken` before, and, of what comes after as many as there were, what died
-        later. Their times alone do not tell: they are of other machines' clocks."""
+        later. Their times alone do not tell: they are of other machines' clocks.
+
+        Silence is no end: then it is asked how many are left, of which those lent to us are none.
+        Raises LookCutShort if there are some, and they do not come.
+        """
         began = time.time()
-        arrived, seen, last = 0, 0, time.monotonic()
-        while time.monotonic() - last < (QUIET if arrived >= there else SLOW):
+        arrived = seen = 0
+        last = asked = time.monotonic()
+        while True:
             deliveries = consumer.receive(BATCH, 0.1)
-            if deliveries:
-                arrived += len(deliveries)
-                last = time.monotonic()
+            arrived += len(deliveries)
             batch = []
             for delivery in deliveries:
                 letter = read_letter(delivery)
@@ -206,21 +234,35 @@ class DeadLetters:
                     seen += 1
             if batch:
                 yield batch
-                last = time.monotonic()  # what is done with it may take long
-            if there and seen >= there and not deliveries:
-                return
+            elif there and seen >= there and (deliveries or not self.count()):
+                return  # not by the first count alone: what was just handed back is not in it yet
+            if deliveries:
+                last = asked = time.monotonic()  # after the yield: what is done may take long
+            elif time.monotonic() - asked > QUIET:
+                left = self.count()
+                asked = time.monotonic()
+                if not left:
+                    return
+                if asked - last > SLOW:
+                    raise LookCutShort(self.name, arrived, arrived + left)
 
     def send(
         self, publisher: Any, queue: str, letters: Sequence[DeadLetter]
     ) -> list[tuple[Message, NotSent]]:
+        """What was not sent. A letter is taken from the dead ones only if its driver accounts for
+        it: else all of them stay."""
+        messages = [letter.message for letter in letters]
         try:
-            publisher.publish(queue, [letter.message for letter in letters], CONFIRM_TIMEOUT)
+            publisher.publish(queue, messages, CONFIRM_TIMEOUT)
         except NotSent as error:
+            if fault := account_fault(error, {id(message) for message in messages}):
+                told = f"the transport is at fault: {class_name(publisher)} {fault}"
+                return [(message, Unconfirmed(told)) for message in messages]
             return list(error.failures)
         return []
 
 
-def finish(consumer: Consumer) -> None:
+def finish(consumer: CarefulConsumer) -> None:
     """Let what was settled become final, as far as it does so soon."""
     deadline = time.monotonic() + QUIET
     while time.monotonic() < deadline and consumer.receive(0, 0.01):
@@ -241,8 +283,12 @@ def chosen(
 def read_letter(delivery: Delivery) -> DeadLetter:
     """What a message in a dead-letter queue says of its end, whoever put it there."""
     headers = delivery.message.headers
-    broker_says = last_death(headers) if REASON not in headers else {}
-    queue = text_in(headers, ORIGIN) or str(broker_says.get("queue") or "")
+    broker_says = last_death(headers)
+    if broker_says and REASON in headers:
+        # Our copies leave out what the broker noted: it set the message aside after somebody had
+        # brought it back, and ours is of the time before.
+        headers = as_new(delivery.message).headers
+    queue = text_in(headers, ORIGIN) or where_it_died(broker_says)
     reason = text_in(headers, REASON) or brokers_reason(broker_says)
     attempts = headers.get(FAILURES)
     return DeadLetter(
@@ -262,15 +308,12 @@ def as_new(message: Message) -> Message:
         for name, value in without_brokers_own(message.headers).items()
         if name not in OURS
     }
-    return replace(message, headers=headers)
+    return replace(answerable(message), headers=headers)
 
 
-def last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """RabbitMQ's own record of the last time it set the message aside."""
-    deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
-        return deaths[0]
-    return {}
+def where_it_died(death: Mapping[str, Any]) -> str:
+    """A queue's name; of what expired while its queue was migrated, that queue's."""
+    return str(death.get("queue") or "").removesuffix(HOLDING_SUFFIX)
 
 
 def brokers_reason(death: Mapping[str, Any]) -> str:

@@ -9,12 +9,16 @@
     ├── BadPayload                a payload that cannot be encoded, a body that is not what it says
     ├── AccessRefused             wrong password, virtual host, certificate or permission
     ├── ConnectionLost            the broker cannot be reached, or the connection to it is gone
-    │   └── QueueMigrating        the queue is being rebuilt: soon it can be used again
+    │   ├── QueueMigrating        the queue is being rebuilt: soon it can be used again
+    │   └── BrokerFailed          the broker hung up over an error of its own
     ├── ConsumerLost              this consumer is finished; a new one may go on
     ├── DeliveriesLost            the broker took single deliveries back; the consumer goes on
     ├── QueueNotFound             there is no such queue
+    ├── RunnerFailed              a part of the worker has died: a slot, the event loop, …
+    ├── LookCutShort              there are more messages than could be looked at
     ├── StorageError              the embedded file cannot be used: read-only, full, locked
     │   └── StorageDamaged        it is damaged, or no database: waiting does not mend it
+    ├── TransportFault            a transport broke its contract: a mistake in its driver
     └── NotSent                   messages that were not placed, each with its cause:
         ├── Unroutable            no queue took it
         ├── QueueFull             the queue has reached its bound
@@ -31,10 +35,11 @@ Two more are not errors but words a handler says about its task:
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from workqueue.message import Delivery, Message
 
@@ -115,6 +120,10 @@ class QueueMigrating(ConnectionLost):
         self.queue = queue
 
 
+class BrokerFailed(ConnectionLost):
+    """The broker hung up over an error of its own, perhaps at a message that it cannot deliver."""
+
+
 class ConsumerLost(WorkqueueError):
     """This consumer is finished: its connection, channel or queue is gone.
 
@@ -141,6 +150,34 @@ class QueueNotFound(WorkqueueError):
         self.queue = queue
 
 
+class RunnerFailed(WorkqueueError):
+    """A thread on which the worker's tasks depend has died: of a slot, of the event loop, or the
+    one that owns the child processes.
+
+    The worker takes no more, hands back what that thread ran, finishes what others run, and ends.
+    """
+
+    hint = "Start the worker again. If it happens once more, please report it."
+
+
+class LookCutShort(WorkqueueError):
+    """A look at a queue ended before it had seen all: there are messages that did not come.
+
+    `seen` were looked at, of about `there`; `deliveries` are those, where the look returns any.
+    """
+
+    hint = "The broker is slow, or somebody else holds them: look again later."
+
+    def __init__(
+        self, queue: str, seen: int, there: int, deliveries: Sequence[Delivery] = ()
+    ) -> None:
+        super().__init__(f"queue {queue}: {seen:,} messages of about {there:,} were seen")
+        self.queue = queue
+        self.seen = seen
+        self.there = there
+        self.deliveries = list(deliveries)
+
+
 class StorageError(WorkqueueError):
     """The embedded file cannot be used: missing folder, read-only, full, locked."""
 
@@ -150,6 +187,15 @@ class StorageDamaged(StorageError):
 
     Waiting does not mend it, so not even a worker that was once let in goes on trying.
     """
+
+
+class TransportFault(WorkqueueError):
+    """A transport did what `workqueue.transport` forbids: a mistake in its driver, not in the use
+    of it. The text names the class and what it did. Trying again does not mend it.
+    """
+
+    hint = "Report it to the authors of the transport."
+    command = "workqueue plugins"
 
 
 class NotSent(WorkqueueError):
@@ -198,11 +244,26 @@ class BrokerBlocked(Unconfirmed):
 
 
 class RetryLater(Exception):
-    """Not now: hand the task out again after `delay` seconds. Not a failure, and not an attempt."""
+    """Not now: hand the task out again after `delay` seconds. Not a failure, and not an attempt.
+
+    A delay below 0.1 s, or a negative one, is 0.1 s; one above 30 days is 30 days. Raises
+    ValueError for what is no finite number, which in a handler is a failed attempt.
+    """
 
     def __init__(self, delay: float) -> None:
-        super().__init__(f"again in {delay:g} s")
-        self.delay = delay
+        self.delay = seconds_of(delay)
+        super().__init__(f"again in {self.delay:g} s")
+
+
+def seconds_of(delay: object) -> float:
+    """`delay` as a finite number. Raises ValueError for anything else."""
+    try:
+        seconds = math.nan if isinstance(delay, str | bytes) else float(delay)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"RetryLater needs a number of seconds, not {delay!r}")
+    return seconds
 
 
 class Reject(Exception):
@@ -225,3 +286,32 @@ def show(value: object) -> str:
 
 def asked_for(wanted: object) -> str:
     return "and was not asked for" if wanted is None else f"not {show(wanted)}"
+
+
+def class_name(thing: object) -> str:
+    """`module.Class`, by which the authors of a plugin are found."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def account_fault(error: NotSent, given: Collection[int]) -> str:
+    """How a driver's account of a failed call is wrong; "" if it is whole.
+
+    `given` are the identities of the messages that the driver was given. Each must be named among
+    the failures, as the very object, or be counted in `sent`: what is not known to have failed
+    would be taken for placed.
+    """
+    try:
+        named = [id(message) for message, _ in error.failures]
+        foreign = [cause for _, cause in error.failures if not isinstance(cause, NotSent)]
+    except (TypeError, ValueError):
+        return "gave failures that are not pairs of a message and its cause"
+    if foreign:
+        return f"gave a cause of failure that is no NotSent: {foreign[0]!r}"
+    if not set(named) <= set(given):
+        return "named a failed message that it was not given, such as a copy of one"
+    if len(set(named)) < len(named):
+        return "named a failed message twice"
+    if len(named) + error.sent != len(given):
+        accounted = f"{len(named)} failed and {error.sent} sent"
+        return f"accounted for {accounted}, and was given {len(given)}"
+    return ""

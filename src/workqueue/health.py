@@ -1,7 +1,8 @@
 """What a supervisor asks a worker over HTTP: are you alive, ready, drained?
 
-    GET /alive      200 while the worker's loop goes round, else 503
-    GET /ready      200 while it is connected and takes tasks, else 503
+    GET /alive      200 while the worker's loop goes round and all its slots live, else 503
+    GET /ready      200 while it is connected and takes tasks, else 503: it drains, or what is
+                    settled cannot be written down (the log says why)
     GET /drained    200 once it was told to stop and has nothing left, else 503
 
 The body is JSON with all three, and with how many tasks run.
@@ -20,6 +21,7 @@ from workqueue.errors import ConfigError
 from workqueue.loggers import logger
 from workqueue.middleware import Middleware
 from workqueue.serving import BoundedHandler, BoundedServer
+from workqueue.transport import Hindered
 
 if TYPE_CHECKING:
     from workqueue.worker import Worker
@@ -94,12 +96,20 @@ def state_of(worker: Worker) -> dict[str, bool | int]:
     if shift is None:
         return {"alive": True, "ready": False, "drained": False, "running": 0}
     draining = shift.stops > 0
+    consumer = shift.consumer
     return {
-        "alive": time.monotonic() - shift.turned_at < STUCK,
-        "ready": shift.consumer is not None and not draining,
+        "alive": shift.failure is None and time.monotonic() - shift.turned_at < STUCK,
+        "ready": takes_tasks(consumer) and not draining,
         "drained": draining and not shift.running,
         "running": len(shift.running),
     }
+
+
+def takes_tasks(consumer: object) -> bool:
+    """Whether a consumer, or None, can take any at the moment, as far as it tells."""
+    if isinstance(consumer, Hindered):
+        return consumer.hindered is None
+    return consumer is not None
 
 
 class Answer(BoundedHandler):

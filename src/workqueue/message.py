@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
 
+from workqueue.forks import Lock
+
 Payload = TypeVar("Payload")
 
 DEFAULT_PRIORITY = 4
@@ -55,7 +57,7 @@ class Message(Struct, frozen=True, kw_only=True, gc=False):
     ttl: float | None = None
 
 
-class Delivery(Struct, frozen=True, kw_only=True, eq=False):
+class Delivery(Struct, frozen=True, kw_only=True, eq=False, weakref=True):
     """A message lent to a consumer, which settles it once.
 
     `attempt` counts from one and goes up with each recorded failure. `redelivered` says that it
@@ -104,7 +106,7 @@ class Lost:
         return self.told or self.event.wait(timeout)
 
 
-making_events = threading.Lock()
+making_events = Lock()
 
 
 class Job(Struct, Generic[Payload], frozen=True, kw_only=True):
@@ -160,14 +162,17 @@ def first_of_series() -> tuple[str, int]:
 EARLIEST = 946_684_800.0
 """Seconds since 1970: the year 2000. A time of sending before that is none; many clients send 0."""
 
+SKEW = 60.0
+"""Seconds that a sender's clock may be ahead of ours."""
+
 
 def seconds_since(sent_at: float | None, now: float) -> float | None:
-    """How long ago a message was sent; None if its sender does not say, or says what cannot be: a
-    time to come, or long before there were queues. The time is the word of its sender, who may be
-    anybody. Both times are in seconds since 1970."""
-    if sent_at is None or not EARLIEST <= sent_at <= now:
+    """How long ago a message was sent, in seconds; None if its sender does not say, or says what
+    cannot be: a time to come, by more than SKEW, or one before EARLIEST. The time is the word of
+    its sender, who may be anybody. Both times are in seconds since 1970."""
+    if sent_at is None or not EARLIEST <= sent_at <= now + SKEW:
         return None
-    return now - sent_at
+    return max(0.0, now - sent_at)
 
 
 TROUBLESOME = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

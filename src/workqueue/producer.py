@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -10,20 +9,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from msgspec.structs import replace
 
 from workqueue.codec import check_headers, encodable, encode
+from workqueue.deadline import within
 from workqueue.errors import (
     BadPayload,
     ConnectionLost,
     NotSent,
     QueueFull,
     TooLarge,
+    TransportFault,
     Unconfirmed,
     Unroutable,
+    WorkqueueError,
+    account_fault,
+    class_name,
 )
+from workqueue.forks import renew_after_fork
 from workqueue.loggers import logger
 from workqueue.message import (
     DEFAULT_PRIORITY,
@@ -51,7 +56,15 @@ QUICK = 0.25
 WORTH_ANOTHER_TRY = (Unroutable, QueueFull, Unconfirmed)
 LEAVES_PUBLISHER_USABLE = (Unroutable, QueueFull, TooLarge)
 
-SHORT_TEXTS = ("id", "type", "content_type", "content_encoding", "correlation_id", "reply_to")
+SHORT_TEXTS = (
+    "id",
+    "type",
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "app_id",
+)
 """What AMQP gives one byte for its length, on every transport so that they agree."""
 
 short_texts = attrgetter(*SHORT_TEXTS)
@@ -71,7 +84,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 
 LONG_ENOUGH = 1.0
 """Seconds in which a broker that is there says what becomes of a message. The last try may have as
-many, or a third of the timeout, beyond it."""
+many, or a third of the timeout, beyond it, if the broker answered the one before."""
 
 
 class Producer:
@@ -79,9 +92,11 @@ class Producer:
     travels together.
 
     `timeout` (seconds) is how long one `send` may take in all, with everything it does to get the
-    message placed: wait for a full queue or a blocked broker, reconnect, send again under the
-    same id. Only the last try may take up to a second more, so that its fate is known.
-    `connect_timeout` is how long to look for a broker that was never reached yet.
+    message placed: wait for other threads and their messages, for a full queue or a blocked broker,
+    reconnect, send again under the same id. Two things may come on top: to learn what becomes of
+    the last try at a broker that answers, up to a second; and on RabbitMQ, whenever a queue had to
+    be made, the 1.2 seconds before it can be trusted. `connect_timeout` is how long to look for a
+    broker that was never reached yet.
     """
 
     def __init__(
@@ -97,13 +112,14 @@ class Producer:
         self.connect_timeout = min(connect_timeout, timeout)
         self.way = around_sending(load_middleware(middleware), queue.name, self.hand_over)
         self.start_afresh()
+        renew_after_fork(self, Producer.start_afresh)
+        queue.broker.producers.add(self)
 
     def start_afresh(self) -> None:
         """No connection, and nobody sending: at the beginning, and in a forked child.
 
         A child that went on with its parent's connection would write into the parent's stream.
         """
-        self.pid = os.getpid()
         self.publisher: Publisher | None = None
         self.reached = False
         self.declared = not self.queue.spec.asks
@@ -176,8 +192,6 @@ class Producer:
 
     def hand_over(self, messages: Sequence[Message]) -> None:
         """What is left of the way once all middleware had its turn."""
-        if os.getpid() != self.pid:
-            self.start_afresh()
         parcel = Parcel(messages)
         try:
             self.line.wait(parcel)
@@ -193,9 +207,9 @@ class Producer:
         began = time.perf_counter()
         load = Load([message for parcel in parcels for message in parcel.messages])
         try:
-            self.place(load)
-        except StillPending:
-            pass  # time is up: the causes are on record
+            self.place(load, own.since)
+        except (StillPending, Distrusted):
+            pass  # the causes are on record
         except Exception as error:  # noqa: BLE001 - every sender in line must hear of it
             load.error = error
             self.hang_up()
@@ -204,19 +218,33 @@ class Producer:
             self.hang_up()
             raise
         finally:
-            for parcel in parcels:
+            # Those who came later than `own` have more time: the next turn is theirs.
+            carried = [one for one in parcels if one is own or not self.may_wait(one, load)]
+            for parcel in carried:
                 parcel.settle(load)
             self.line.served(time.perf_counter() - began)
-            for parcel in parcels[1:]:
-                parcel.wake()
+            for parcel in carried:
+                if parcel is not own:
+                    parcel.wake()
 
-    def place(self, load: Load) -> None:
-        """Try, and try again, until all is placed, refused for good, or time is up."""
-        began = time.monotonic()
+    def may_wait(self, parcel: Parcel, load: Load) -> bool:
+        """Whether nothing of `parcel` was handed to a broker, only for lack of time, and it has
+        some left. A broker that was never reached has had its time."""
+        out_of_time = load.error is None or isinstance(load.error, ConnectionLost)
+        has_time = self.reached and parcel.since + self.timeout > time.monotonic()
+        return out_of_time and has_time and all(map(load.untouched, parcel.messages))
+
+    def place(self, load: Load, since: float) -> None:
+        """Try, and try again, until all is placed, refused for good, or the time is up that began
+        at `since`."""
+        timeout = since + self.timeout - time.monotonic()
+        if timeout <= 0 < self.timeout:
+            raise ConnectionLost("the sends before this one took all of its time")
+        connecting = since + self.connect_timeout - time.monotonic()
         try:
-            self.place_once(load, timeout=self.timeout)
+            self.place_once(load, timeout, connecting)
         except (ConnectionLost, StillPending) as error:
-            self.place_in_time(load, began, error)
+            self.place_in_time(load, since, error)
 
     def place_in_time(self, load: Load, began: float, failed: Exception) -> None:
         """The tries after the first, which `failed`."""
@@ -238,23 +266,32 @@ class Producer:
             reraise=True,
         )
         # Less, and a busy broker's refusal would come too late: nobody would know whether it keeps
-        # what it was handed last.
+        # what it was handed last. A broker that did not answer gets no such try.
         least = min(LONG_ENOUGH, self.timeout / 3)
         for attempt in attempts:
             with attempt:
-                if attempt.retry_state.attempt_number == 1:
+                timeout = began + self.timeout - time.monotonic()
+                if load.was_answered():
+                    timeout = max(timeout, least)
+                if attempt.retry_state.attempt_number == 1 or timeout <= 0:
                     raise failed
-                left = began + self.timeout - time.monotonic()
-                self.place_once(load, timeout=max(left, least))
+                try:
+                    self.place_once(load, timeout, time_left())
+                except (ConnectionLost, StillPending) as error:
+                    failed = error
+                    raise
 
-    def place_once(self, load: Load, timeout: float) -> None:
-        self.prepare()
-        # A connection that has gone silent must leave time for a second one.
-        patience = min(timeout, max(self.timeout / 3, 1.0))
-        self.publish(load, patience)
-        if load.pending and load.unroutable() and self.publisher is not None:
-            self.created |= self.queue.declare()
-            self.publish(load, patience)
+    def place_once(self, load: Load, timeout: float, connecting: float) -> None:
+        """Within `timeout` seconds; a broker that was never reached has only `connecting`."""
+        with within(timeout) as deadline:
+            with within(timeout if self.reached else connecting):
+                self.prepare()
+            # A connection that has gone silent must leave time for a second one.
+            share = max(self.timeout / 3, min(LONG_ENOUGH, self.timeout / 2))
+            self.publish(load, min(deadline.left(), share))
+            if load.pending and load.unroutable() and self.publisher is not None:
+                self.created |= self.queue.declare()
+                self.publish(load, min(deadline.left(), share))
         if load.pending:
             raise StillPending
 
@@ -270,16 +307,42 @@ class Producer:
     def publish(self, load: Load, patience: float) -> None:
         assert self.publisher is not None
         try:
-            self.publisher.publish(self.queue.name, list(load.pending.values()), patience)
+            # A driver of somebody else's may return anything.
+            answer: object = self.publisher.publish(  # type: ignore[func-returns-value]
+                self.queue.name, list(load.pending.values()), patience
+            )
         except NotSent as error:
+            if fault := account_fault(error, load.pending):
+                self.distrust(load, self.fault(fault), error)
             load.note(error)
             if not all(isinstance(cause, LEAVES_PUBLISHER_USABLE) for _, cause in error.failures):
                 self.hang_up()
         except ConnectionLost:
             self.hang_up()
             raise
+        except TransportFault as error:
+            self.distrust(load, str(error), error)
+        except WorkqueueError:
+            raise  # nothing was written
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything
+            self.distrust(load, self.fault(f"raised an error of its own: {error!r}"), error)
         else:
+            if answer is not None:
+                told = f"returned {type(answer).__name__} instead of nothing"
+                self.distrust(load, self.fault(told), None)
             load.pending.clear()
+
+    def fault(self, told: str) -> str:
+        return f"the transport is at fault: {class_name(self.publisher)} {told}"
+
+    def distrust(self, load: Load, text: str, error: Exception | None) -> NoReturn:
+        """The driver's word cannot be relied on: nobody knows what became of what is pending.
+
+        Not tried again: the same driver would only make duplicates.
+        """
+        load.doubt(Unconfirmed(text, hint=TransportFault.hint))
+        self.hang_up()
+        raise Distrusted(text) from error
 
     def hang_up(self) -> None:
         publisher, self.publisher = self.publisher, None
@@ -288,13 +351,12 @@ class Producer:
 
     def close(self) -> None:
         """Hang up; safe to call twice. A later `send` connects again."""
-        if os.getpid() == self.pid:
-            nothing = Parcel(())
-            try:
-                self.line.wait(nothing)
-                self.hang_up()
-            finally:
-                self.line.leave(nothing)
+        nothing = Parcel(())
+        try:
+            self.line.wait(nothing)
+            self.hang_up()
+        finally:
+            self.line.leave(nothing)
 
     def __enter__(self) -> Self:
         return self
@@ -328,6 +390,10 @@ class StillPending(Exception):
     """Some messages are not placed yet, and it makes sense to try again."""
 
 
+class Distrusted(Exception):
+    """The transport broke its contract, and what is pending may be with the broker or not."""
+
+
 class Load:
     """The messages of one turn: which are still to be placed, and what became of the others.
 
@@ -359,6 +425,11 @@ class Load:
     def went_well(self) -> bool:
         """All was placed, and none of it in more than one try."""
         return not self.pending and not self.causes
+
+    def was_answered(self) -> bool:
+        """Whether the broker refused, in the last try, each message that is still to be placed."""
+        refusals = (Unroutable, QueueFull)
+        return all(isinstance(self.causes.get(key), refusals) for key in self.pending)
 
     def unroutable(self) -> bool:
         return any(isinstance(self.causes.get(key), Unroutable) for key in self.pending)
@@ -453,6 +524,7 @@ class Parcel:
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = messages
+        self.since = time.monotonic()
         self.has_turn = False
         self.carried = False
         self.asleep: threading.Lock | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
 from workqueue.errors import ConfigError
+from workqueue.forks import Lock
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueStats, Transport
 
@@ -28,7 +28,7 @@ class Queue:
         self.spec = spec
         self.retry = retry
         self.tasks: dict[str, Task[..., Any]] = {}
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.own_producer: Producer | None = None
 
     @property

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from workqueue.errors import ConfigError, UnknownScheme, Unsupported, WorkqueueError
 from workqueue.transport import Transport
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 TRANSPORTS = "workqueue.transports"
 MIDDLEWARE = "workqueue.middleware"
+COMMANDS = "workqueue.commands"
 BUILT_IN = {
     "memory": "workqueue.transports.memory:MemoryTransport",
     "sqlite": "workqueue.transports.sqlite:SQLiteTransport",
@@ -30,17 +33,27 @@ BUILT_IN = {
 }
 """The entry points of this distribution's own transports."""
 
-GROUPS = (TRANSPORTS, MIDDLEWARE, "workqueue.commands")
+GROUPS = (TRANSPORTS, MIDDLEWARE, COMMANDS)
 
 
-def open_transport(url: str, management_url: str | None = None) -> Transport:
+URL = str | Callable[[], str]
+"""A broker's URL, or a function that gives it as it is at the moment."""
+
+
+def open_transport(url: URL, management_url: str | None = None) -> Transport:
     """The transport for `url`; nothing is connected yet.
+
+    A function is called at each connect by a transport whose class says `reads_url_again = True`,
+    and once for any other.
 
     Raises UnknownScheme, saying what is installed; ConfigError for a URL that makes no sense or
     a plugin that cannot be loaded; Unsupported for a management URL where there is no such thing.
     """
-    scheme = scheme_of(url)
+    text = url() if callable(url) else url
+    scheme = scheme_of(text)
     factory = transport_class(scheme)
+    if not getattr(factory, "reads_url_again", False):
+        url = text
     if management_url is None:
         return factory(url)  # type: ignore[no-any-return]  # what a plugin returns is its promise
     if not scheme.startswith("amqp"):
@@ -102,11 +115,49 @@ def names(group: str) -> list[str]:
 
 def default_url() -> str:
     """`WORKQUEUE_URL`, or else the embedded file in the user's state folder."""
-    return os.environ.get("WORKQUEUE_URL") or f"sqlite:///{default_file()}"
+    named = os.environ.get("WORKQUEUE_URL")
+    return named or f"sqlite:///{quote(os.fsencode(default_file()))}"
 
 
 def default_file() -> Path:
-    """`$XDG_STATE_HOME/workqueue/queue.db`, where two terminals in different folders meet."""
+    """`$XDG_STATE_HOME/workqueue/queue.db`, where two terminals in different folders meet.
+
+    Raises ConfigError for a user without a home.
+    """
+    if (file := own_file()) is None:
+        raise NoHome(
+            "no broker was named, and this user has no home for the embedded file",
+            hint="Set WORKQUEUE_URL, or XDG_STATE_HOME or HOME to the absolute path of a folder.",
+        )
+    return file
+
+
+class NoHome(ConfigError):
+    """There is no place for the embedded file."""
+
+    command = "export WORKQUEUE_URL=sqlite:////var/tmp/queue.db"
+
+
+def own_file() -> Path | None:
+    """The same, or None."""
     from platformdirs import user_state_path
 
-    return user_state_path("workqueue", appauthor=False) / "queue.db"
+    folder = own_folder(user_state_path)
+    return folder and folder / "queue.db"
+
+
+def own_folder(find: Callable[..., Path]) -> Path | None:
+    """What `find`, of platformdirs, finds for us; None for a user without a home."""
+    try:
+        folder = find("workqueue", appauthor=False)
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None
+
+
+def is_made(file: Path) -> bool:
+    """Whether the embedded file, or its folder, is there, as far as this user can see."""
+    try:
+        return file.exists()
+    except OSError:
+        return False

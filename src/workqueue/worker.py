@@ -13,34 +13,38 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from types import FrameType
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
+from workqueue.caution import Caution
+from workqueue.deadline import within
 from workqueue.errors import (
     AccessRefused,
+    BrokerFailed,
     ConfigError,
     ConnectionLost,
     ConsumerLost,
     DeliveriesLost,
     QueueNotFound,
+    RunnerFailed,
     StorageDamaged,
     StorageError,
+    TransportFault,
     Unsupported,
+    class_name,
 )
-from workqueue.loggers import logger
-from workqueue.message import (
-    EXPIRES_AT,
-    LONGEST_DELAY,
-    Delivery,
-    seconds_since,
-    visible,
-)
+from workqueue.forks import Condition
+from workqueue.logs import log
+from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, seconds_since, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
+from workqueue.progress import Progress
 from workqueue.queue import Queue
 from workqueue.retry import RetryPolicy, TaskOptions, check_timeout
 from workqueue.runners.handler import Handler
@@ -51,14 +55,13 @@ from workqueue.transport import (
     DEAD_SUFFIX,
     Ack,
     Consumer,
+    Hindered,
     Outcome,
     Reject,
     Requeue,
     Retry,
     TakesBack,
 )
-
-log = logger("worker")
 
 MOST_DEATHS = 20
 """Times a message may take a whole worker with it before it is set aside."""
@@ -76,11 +79,19 @@ SOONEST_LATER = 0.1
 IDLE_BEFORE_EMPTY = 1.0
 """Seconds without an arrival after which a queue counts as empty: brokers' counts lag and lie."""
 
+LATER_PATIENCE = 120.0
+"""Seconds that a worker that runs until its queue is empty goes on, or waits, for tasks that their
+handlers put off again and again, while no other task has ended."""
+
 STOPPING_TIME = 3.0
 """Seconds for the runner to stop what it can, once all must stop now."""
 
 FINISHING_TIME = 5.0
-"""Seconds for the last copies to be confirmed before a drained worker leaves."""
+"""Seconds in which none of the last copies was confirmed, until a drained worker leaves."""
+
+UNPLACED_TIME = 30.0
+"""Seconds in which nothing was finished, until a worker that ends by itself gives up the copies
+that the broker does not take."""
 
 TURN = 1.0
 """Seconds. The longest wait in one turn."""
@@ -97,19 +108,30 @@ LOOK_EVERY = 0.02
 MOST_AT_ONCE = 1_000
 """Deliveries taken in one turn where their number is unlimited."""
 
+SIGNAL_NOTICE = 1.0
+"""Seconds after which a failure is judged that a stop signal may have caused. Whoever signals all
+processes of a service (systemd does, by default) signals the worker too, but not always first."""
+
+ECHO = 0.1
+"""Seconds in which a signal that comes twice counts once: timeout(1) signals its command and then
+the group of its command, and wrappers pass on what the terminal has sent to all."""
+
 
 NOTHING_ASKED = TaskOptions()
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the deliveries of one run. `forced` is the signal that ended it at once."""
+    """What became of the deliveries of one run. `forced` is the signal that ended it at once;
+    `unplaced` are of those that were retried or dead, but the broker did not take their copies:
+    they run again, as the same attempt."""
 
     done: int = 0
     retried: int = 0
     dead: int = 0
     handed_back: int = 0
     lost: int = 0
+    unplaced: int = 0
     forced: int | None = None
 
     @property
@@ -174,6 +196,8 @@ class Worker:
         self.grace = grace
         self.ack = ack
         self.shift: Shift | None = None
+        self.lock = threading.Lock()
+        self.stops = 0
 
     def run(
         self,
@@ -184,21 +208,34 @@ class Worker:
     ) -> Tally:
         """Work until `stop` is called, SIGTERM or Ctrl-C comes (if this is the main thread),
         `max_messages` were run, or, with `until_empty`, the queue has been empty for a second.
+        That waits for retries, and for what handlers put off with RetryLater if it comes back
+        within two minutes of the last task that ended otherwise; a later one is left, and said.
 
         Then no more is taken, what runs is finished, what was not begun goes back. Connection
         losses are survived, for ever; raises only what cannot get better: AccessRefused,
-        ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged.
+        ConfigError and StorageError at the start, HandlerNotFound, StorageDamaged, TransportFault.
 
         `ready` is called once, when the handler can be used, before the queue is connected to.
         """
-        self.shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
-        with self.shift.heeding_signals():
-            return self.shift.work(ready)
+        shift = Shift(self, until_empty=until_empty, max_messages=max_messages)
+        with self.lock:
+            shift.stops, self.stops = self.stops, 0
+            self.shift = shift
+        with shift.heeding_signals():
+            return shift.work(ready)
 
     def stop(self, *, now: bool = False) -> None:
-        """Begin to drain; with `now`, stop what runs and hand it back. From any thread."""
-        if self.shift is not None:
-            self.shift.stop(now=now)
+        """Begin to drain; with `now`, stop what runs and hand it back. From any thread.
+
+        Before the first `run` it is remembered: that one takes nothing and returns. After a run
+        has ended it does nothing.
+        """
+        with self.lock:
+            shift = self.shift
+            if shift is None:
+                self.stops = max(self.stops, 2 if now else 1)
+        if shift is not None:
+            shift.stop(now=now)
 
 
 def own_tasks(queue: Queue) -> Queue:
@@ -255,17 +292,26 @@ class Shift:
         self.taken = 0
         self.last_arrival = time.monotonic()
         self.put_off = 0.0
+        self.put_off_later = 0.0
         self.next_retry = 0.0
+        self.next_later = 0.0
+        self.put_off_at = self.progressed_at = time.monotonic()
         self.opened_at = 0.0
         self.short_lived = 0
+        self.caution = Caution()
         self.warned_of: float | None = None
         self.turned_at = time.monotonic()
         self.talkative = log.isEnabledFor(logging.DEBUG)
         # Each look at a dead letter counts as a death on some brokers.
         self.on_dead_letters = self.queue.name.endswith(DEAD_SUFFIX)
         self.stops = 0
+        self.invite_at: float | None = None
+        self.failure: RunnerFailed | None = None
+        self.doubtful: list[tuple[float, Ending]] = []
         self.draining_since: float | None = None
-        self.alarm = threading.Condition()  # a signal may ring it while we have its lock
+        self.finishing = Progress(FINISHING_TIME)
+        self.placing = Progress(UNPLACED_TIME)
+        self.alarm = Condition()  # a signal may ring it while we have its lock
 
     # -- told from outside
 
@@ -283,25 +329,36 @@ class Shift:
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """The first SIGTERM or Ctrl-C drains, the second stops now. Main thread only."""
+        """The first SIGTERM or Ctrl-C drains, the second stops now. SIGHUP, of a terminal that was
+        closed, drains as well, unless the application ignores or handles it. Main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        last: dict[int, float] = {}
 
         def heed(number: int, _frame: FrameType | None) -> None:
-            again = bool(self.stops)
-            if again:
-                self.tally.forced = number
-            self.stop(now=again)  # first, so that whoever reads the line is right about the next
-            if self.running and not again:
-                log.info("finishing %d tasks; once more to stop now", len(self.running))
+            now = time.monotonic()
+            echo = number == signal.SIGHUP or now - last.get(number, -ECHO) < ECHO
+            last[number] = now
+            self.heed(number, again=bool(self.stops) and not echo)
 
-        before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, heed) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def heed(self, number: int, *, again: bool) -> None:
+        """A stop signal has come, for the first time or `again`."""
+        if not self.stops:
+            self.invite_at = time.monotonic() + ECHO
+        if again:
+            self.tally.forced = number
+        self.stop(now=again)
 
     # -- the whole shift
 
@@ -317,16 +374,27 @@ class Shift:
                 self.keep_time()
                 try:
                     if self.consumer is not None:
-                        self.turn(self.consumer)
+                        with within(self.time_left()):
+                            self.turn(self.consumer)
                     elif self.all_slots_lost():
                         self.nap(LOOK_EVERY)
                     else:
                         self.consumer = self.connect()
                 except ConsumerLost as error:
                     self.lose_all(error)
+            if self.failure:
+                raise self.failure
             return self.tally
         finally:
             self.leave()
+
+    def time_left(self) -> float:
+        """Seconds that the broker may take for an answer: no more, once told to stop, than until
+        all must have ended."""
+        if not self.stops:
+            return math.inf
+        waited = time.monotonic() - self.draining_since if self.draining_since else 0.0
+        return self.worker.grace + FINISHING_TIME - waited
 
     def keep_time(self) -> None:
         """`clock` is the time as this thread saw it pass: on a machine with too much to do it is
@@ -344,9 +412,17 @@ class Shift:
         if self.stops and self.consumer is None:
             return True  # never connected, or the connection is gone: nothing to hand back
         if self.draining_since is not None:
-            waited = time.monotonic() - self.draining_since
-            return self.nothing_left() or waited > self.worker.grace + FINISHING_TIME
+            return self.nothing_left() or not self.finishing_goes_on(self.draining_since)
         return False
+
+    def finishing_goes_on(self, since: float) -> bool:
+        """Tasks have their grace. Then copies may still be on their way to where they belong: that
+        may last as long as more and more of them arrive, but not after a second signal."""
+        now = time.monotonic()
+        if self.running or self.consumer is None:
+            return now - since <= self.worker.grace + FINISHING_TIME
+        left = 0 if self.stops > 1 else self.consumer.unsettled
+        return self.finishing.goes_on(left, now)
 
     def nothing_left(self) -> bool:
         return not self.running and self.consumer is not None and not self.consumer.unsettled
@@ -360,22 +436,35 @@ class Shift:
         received = self.receive(consumer, self.room(), self.waits)
         for delivery in received:
             self.begin(consumer, delivery)
+        self.take_heart(consumer, len(received))
         self.begin_suspect(consumer)
         self.take_no_more(consumer)
         self.expect_retries(consumer)
         if received or consumer.unsettled:
             self.last_arrival = time.monotonic()  # what is not settled may keep more from coming
-        if not received and not self.stops and (self.empty() or self.enough()):
+        if self.stops:
+            return
+        in_vain = self.only_put_off() or self.cannot_be_emptied(consumer)
+        if in_vain or (not received and (self.empty() or self.enough())):
             self.stop()
 
     def receive(self, consumer: Consumer, limit: int, patience: float) -> list[Delivery]:
         try:
-            return consumer.receive(limit, patience)
+            received = consumer.receive(limit, patience)
+            if received or received is None:
+                self.check_received(consumer, received, limit)
+            return received
         except DeliveriesLost as lost:
             self.lose(lost.deliveries)
             if self.all_slots_lost() and not self.running and self.draining_since is None:
                 raise ConsumerLost(f"{lost}, and no slot is free") from lost
             return []
+
+    def check_received(self, consumer: Consumer, received: object, limit: int) -> None:
+        """A mistake of the driver ends the worker: its deliveries go to others, and nothing of
+        what it handed out wrongly is begun."""
+        if fault := fault_in(received, limit, self.queue.name, self.running):
+            raise TransportFault(f"the transport is at fault: {class_name(consumer)} {fault}")
 
     def room(self) -> int:
         """How many more can be started now."""
@@ -388,11 +477,15 @@ class Shift:
 
     def most(self) -> int:
         """How many deliveries may be out, begun or not."""
+        if self.caution.one_at_a_time:
+            return 1 + len(self.lost)  # lost tasks may go on for hours, in slots of their own
         if self.pace is not None:
             return self.pace.held
         return self.worker.prefetch or len(self.running) + MOST_AT_ONCE
 
     def patience(self) -> float:
+        if self.doubtful:
+            return LOOK_EVERY
         if self.suspect_may_begin() or (self.enough() and self.draining_since is None):
             return 0.0
         if self.until_empty and not self.running:
@@ -432,6 +525,8 @@ class Shift:
     def prefetch(self) -> int:
         """How many deliveries may be out. Where that is found out, a lost task that still has its
         slot counts: what is held for that slot, no idle worker could begin."""
+        if self.caution.one_at_a_time:
+            return 1
         if self.pace is None:
             return self.worker.prefetch or 0
         return max(1, self.pace.held - len(self.lost))
@@ -448,9 +543,12 @@ class Shift:
 
     def expect_retries(self, consumer: Consumer) -> None:
         """From when the broker has what was put off, its delay counts, and a hundredth more."""
-        if self.put_off and not consumer.unsettled:
-            self.next_retry = max(self.next_retry, time.monotonic() + self.put_off * 1.01)
-            self.put_off = 0.0
+        if consumer.unsettled or not (self.put_off or self.put_off_later):
+            return
+        now = time.monotonic()
+        self.next_retry = max(self.next_retry, now + self.put_off * 1.01)
+        self.next_later = max(self.next_later, now + self.put_off_later * 1.01)
+        self.put_off = self.put_off_later = 0.0
 
     def empty(self) -> bool:
         """Nothing arrived for a while, nothing of ours can still come back, and the broker does
@@ -458,9 +556,13 @@ class Shift:
         idle = time.monotonic() - self.last_arrival
         if not self.until_empty or idle < IDLE_BEFORE_EMPTY or not self.nothing_left():
             return False
-        if time.monotonic() < self.next_retry + IDLE_BEFORE_EMPTY:
+        now = time.monotonic()
+        if now < self.next_retry + IDLE_BEFORE_EMPTY:
             return False
-        self.last_arrival = time.monotonic()
+        waits = now < self.next_later + IDLE_BEFORE_EMPTY
+        if waits and worth_waiting(self.next_later, self.progressed_at):
+            return False
+        self.last_arrival = now
         try:
             stats = self.queue.stats()
         except StorageDamaged:
@@ -468,7 +570,48 @@ class Shift:
         except (ConnectionLost, QueueNotFound, StorageError):
             return False
         # No consumers, while we are one: a queue that does not answer, as after a broker's start.
-        return not stats.ready and stats.consumers != 0
+        is_empty = not stats.ready and stats.consumers != 0
+        if is_empty and waits:
+            self.say_what_waits()
+        return is_empty
+
+    def only_put_off(self) -> bool:
+        """Whether handlers have put off all that came for so long that the worker leaves it: it
+        would never find its queue empty. A task that runs long is another matter."""
+        if not self.until_empty or worth_waiting(self.put_off_at, self.progressed_at):
+            return False
+        if self.longest_run() > LATER_PATIENCE / 2:
+            return False
+        self.say_what_waits()
+        return True
+
+    def longest_run(self) -> float:
+        """For how long the oldest of what runs has been here."""
+        return self.clock - next(iter(self.running.values()), self.clock)
+
+    def say_what_waits(self) -> None:
+        log.warning(
+            "leaving tasks behind that their handlers put off (RetryLater): the last one comes "
+            "back in %.0f s, and no other task has ended for %.0f s",
+            max(0.0, self.next_later - time.monotonic()),
+            time.monotonic() - self.progressed_at,
+        )
+
+    def cannot_be_emptied(self, consumer: Consumer) -> bool:
+        """Whether `until_empty` waits in vain, for copies that the broker does not take."""
+        left = len(self.running), consumer.unsettled
+        if self.placing.goes_on(left, time.monotonic()) or not self.until_empty or self.running:
+            return False
+        if not consumer.unsettled or self.stops:
+            return False
+        why = consumer.hindered if isinstance(consumer, Hindered) else None
+        log.error(
+            "giving up after %g s: the copies of %d tasks cannot be placed%s",
+            UNPLACED_TIME,
+            consumer.unsettled,
+            f": {why}" if why else "",
+        )
+        return True
 
     def take_no_more(self, consumer: Consumer) -> None:
         """Once all were taken that are to be run, the consumer keeps no others from others."""
@@ -547,7 +690,7 @@ class Shift:
 
     def settle(self, consumer: Consumer) -> None:
         """Whatever has ended since the last turn, in one batch."""
-        endings = self.runner.endings()
+        endings = self.endings()
         if not endings:
             return
         outcomes: list[Outcome] = []
@@ -569,12 +712,41 @@ class Shift:
         if (outcomes or handed_back) and self.worker.ack == "late":
             consumer.settle([*outcomes, *handed_back])
 
+    def endings(self) -> list[Ending]:
+        """What the runner has to say. If a part of it has died, the worker takes no more, lets the
+        other tasks finish, and ends."""
+        try:
+            ended = self.runner.endings()
+        except RunnerFailed as failure:
+            ended = []
+            if self.failure is None:
+                self.failure = failure
+                log.error("%s: the worker ends", failure)
+                self.stop()
+        if not self.doubtful and not any(ending.signalled for ending in ended):
+            return ended
+        return self.without_doubt(ended)
+
+    def without_doubt(self, ended: list[Ending]) -> list[Ending]:
+        """Those that can be judged. A task that failed because all processes of the service were
+        signalled is handed back; whether they were is known when the worker is signalled too."""
+        now = time.monotonic()
+        self.doubtful += [(now + SIGNAL_NOTICE, ending) for ending in ended if ending.signalled]
+        known = [ending for ending in ended if not ending.signalled]
+        if self.stops:
+            known += [replace(ending, verdict=Verdict.STOPPED) for _, ending in self.doubtful]
+            self.doubtful.clear()
+        else:
+            known += [ending for at, ending in self.doubtful if at <= now]
+            self.doubtful = [(at, ending) for at, ending in self.doubtful if at > now]
+        return known
+
     def outcome(self, ending: Ending, seconds: float) -> Outcome:
         """What becomes of it, counted, and told to whoever wants to know."""
         if ending.verdict is Verdict.DONE:
             outcome = self.record(Ack(ending.delivery))
         else:
-            outcome = self.record(judge(ending, self.policy(ending.delivery)))
+            outcome = self.record(self.judged(ending))
         if ending.seconds is not None:
             seconds = ending.seconds
         if self.pace is not None:
@@ -602,6 +774,14 @@ class Shift:
         if ending.verdict is not Verdict.UNTOUCHED:
             log.warning("task %s may be done twice: it was lost", name(ending.delivery))
 
+    def judged(self, ending: Ending) -> Outcome:
+        """By the policy of the task; by the usual one if a strategy of the user's own raises."""
+        try:
+            return judge(ending, self.policy(ending.delivery))
+        except Exception:  # noqa: BLE001 - strategies may be code of the user's
+            log.exception("a retry policy failed: the usual one is followed")
+            return judge(ending, RetryPolicy())
+
     def policy(self, delivery: Delivery) -> RetryPolicy:
         usual = self.worker.retry or self.runner.retry or self.queue.retry
         return self.asked_by(delivery).policy(usual)
@@ -610,13 +790,20 @@ class Shift:
         """Count it, and say what went wrong."""
         delivery = outcome.delivery
         match outcome:
+            case Ack() | Reject() | Retry(failed=True):
+                self.progressed_at = self.turned_at
+        match outcome:
             case Ack():
                 self.tally.done += 1
                 if self.talkative:
                     log.debug("task %s done", name(delivery))
             case Retry(_, reason, delay, failed):
                 self.tally.retried += 1
-                self.put_off = max(self.put_off, delay)
+                if failed:
+                    self.put_off = max(self.put_off, delay)
+                else:
+                    self.put_off_later = max(self.put_off_later, delay)
+                    self.put_off_at = self.turned_at
                 told = f"failed, attempt {delivery.attempt}: {reason}" if failed else "waits"
                 log.warning("task %s %s; again in %.1f s", name(delivery), told, delay)
             case Reject(_, reason):
@@ -629,7 +816,15 @@ class Shift:
 
     # -- stopping
 
+    def invite_second_signal(self) -> None:
+        """Say that once more stops now, when it would: not while it would count as an echo."""
+        if self.invite_at is not None and time.monotonic() >= self.invite_at:
+            self.invite_at = None
+            if self.running and self.stops == 1:
+                log.info("finishing %d tasks; once more to stop now", len(self.running))
+
     def heed_stops(self, consumer: Consumer) -> None:
+        self.invite_second_signal()
         if self.stops and self.draining_since is None:
             self.draining_since = time.monotonic()
             consumer.pause()
@@ -655,18 +850,21 @@ class Shift:
 
     def leave(self) -> None:
         consumer, self.consumer = self.consumer, None
-        if consumer is not None:
-            consumer.close()
-        self.runner.close()
-        for middleware in self.worker.middleware:
-            middleware.stopped()
+        try:
+            if consumer is not None:
+                if self.draining_since is not None:
+                    self.tally.unplaced = consumer.unsettled
+                consumer.close()
+        finally:
+            self.runner.close()
+            self.tell("stopped")
 
-    def tell(self, what: Literal["begun", "settled", "lost"], *news: Any) -> None:
+    def tell(self, what: Literal["begun", "settled", "lost", "stopped"], *news: Any) -> None:
         """Plugins are told, and do no harm."""
         for middleware in self.worker.middleware:
             try:
                 getattr(middleware, what)(*news)
-            except Exception:
+            except BaseException:  # noqa: BLE001 - a sys.exit of theirs would undo what was done
                 log.exception("middleware %s failed", type(middleware).__name__)
 
     # -- connections
@@ -689,25 +887,25 @@ class Shift:
             if self.stops and self.may_get_better(error):
                 return None
             raise
-        self.opened_at = self.last_arrival = time.monotonic()
+        self.opened_at = self.last_arrival = self.progressed_at = time.monotonic()
         self.warn_of_timeout(consumer)
         return consumer
 
     def open_consumer(self) -> Consumer:
-        if not self.let_in:
-            if self.queue.declare():
-                log.info("made queue %s", self.queue.name)
-            self.let_in = True
+        if not self.let_in and self.queue.declare():
+            log.info("made queue %s", self.queue.name)
         if self.pace is not None:
             self.pace.shrink()  # for a new consumer from the slots upwards again
         self.holding = self.prefetch()
         try:
-            return self.queue.transport.consumer(self.queue.name, self.holding)
+            consumer = self.queue.transport.consumer(self.queue.name, self.holding)
         except QueueNotFound:
             # Deleted under us. Whoever still sends to it expects it to be worked on.
             log.warning("queue %s was deleted: making it again", self.queue.name)
             self.queue.declare()
-            return self.queue.transport.consumer(self.queue.name, self.holding)
+            consumer = self.queue.transport.consumer(self.queue.name, self.holding)
+        self.let_in = True
+        return consumer
 
     def warn_of_timeout(self, consumer: Consumer) -> None:
         """Say it, once, if tasks may be held longer than the broker waits for them."""
@@ -743,7 +941,9 @@ class Shift:
             return True
         if isinstance(error, StorageDamaged):
             return False
-        return self.let_in and isinstance(error, AccessRefused | StorageError | QueueNotFound)
+        return self.let_in and isinstance(
+            error, AccessRefused | ConfigError | StorageError | QueueNotFound
+        )
 
     def wait_before_next(self, state: Any) -> float:
         from tenacity import wait_random_exponential
@@ -755,6 +955,8 @@ class Shift:
     def say_that_it_waits(self, state: Any) -> None:
         problem, pause = state.outcome.exception(), state.next_action.sleep
         log.warning("%s; trying again in %.1f s", problem, pause)
+        if isinstance(problem, BrokerFailed):
+            self.be_careful(problem)
 
     def nap(self, seconds: float) -> None:
         """Sleep, unless told to stop. Whoever waits for a broker is alive."""
@@ -778,14 +980,45 @@ class Shift:
             consumer.close()
         if damage:
             raise damage
+        if isinstance(error.__cause__, BrokerFailed):
+            self.be_careful(error.__cause__)
         self.rest()
+
+    def be_careful(self, failure: BrokerFailed) -> None:
+        """The broker failed, perhaps at a message: find out at which one."""
+        was_careful = self.caution.one_at_a_time
+        self.caution.failed(self.holding or MOST_AT_ONCE, time.monotonic())
+        if self.caution.at_head == 2:
+            log.error(
+                "queue %s: the broker cannot deliver the next message of this queue. %s "
+                "A queue with a delivery limit sets it aside after so many deliveries; in any "
+                "other it stays in the way until it is purged",
+                self.queue.name,
+                failure.hint,
+            )
+        elif self.caution.one_at_a_time and not was_careful:
+            log.warning(
+                "queue %s: perhaps it is one of its messages: the next %d are taken one at a time",
+                self.queue.name,
+                self.caution.left,
+            )
+
+    def take_heart(self, consumer: Consumer, received: int) -> None:
+        """Hold as much as before, once so many deliveries came one at a time that the message at
+        which the broker failed is not among the next ones any more."""
+        if received and self.caution.at_head:
+            log.warning("queue %s: the broker delivers again", self.queue.name)
+        if self.caution.came(received):
+            self.hold(consumer)
 
     def rest(self) -> None:
         """Before another consumer is opened, if the last ones were lost as soon as they were open:
         what opens and then fails would be opened again a hundred times a second."""
         lasted = time.monotonic() - self.opened_at
         self.short_lived = self.short_lived + 1 if lasted < SHORT_LIFE else 0
-        if self.short_lived > 1:
+        if self.caution.at_head:
+            self.nap(random.uniform(0.1, self.caution.rest))
+        elif self.short_lived > 1:
             longest = 0.1 * 2 ** min(self.short_lived, 10)  # an unbounded power ends as an error
             self.nap(random.uniform(0.1, min(LONGEST_REST, longest)))
 
@@ -799,9 +1032,33 @@ class Shift:
 
     def forget_ended(self) -> None:
         """While there is no connection, lost tasks go on ending."""
-        for ending in self.runner.endings():
+        for ending in self.endings():
             self.running.pop(ending.delivery, None)
             self.lost.discard(ending.delivery)
+
+
+def fault_in(received: object, limit: int, queue: str, running: Container[Delivery]) -> str:
+    """What is wrong with the deliveries that a driver returned; "" if nothing is.
+
+    More than were asked for could not be started; one that is out already would be settled twice;
+    one of another queue would get that queue's task done by this one's handler.
+    """
+    if not isinstance(received, list):
+        return f"returned {type(received).__name__} instead of a list of deliveries"
+    if len(received) > limit:
+        return f"handed out {len(received)} deliveries where {limit} were asked for"
+    if len(set(received)) < len(received) or any(one in running for one in received):
+        return "handed out a delivery that is out already"
+    for delivery in received:
+        if delivery.queue != queue:
+            return f"handed out a delivery of the queue {delivery.queue} to a worker of {queue}"
+    return ""
+
+
+def worth_waiting(until: float, progressed_at: float) -> bool:
+    """Whether a worker that runs until its queue is empty waits until then for what was put off,
+    if the last task that was not put off ended at `progressed_at`."""
+    return until <= progressed_at + LATER_PATIENCE
 
 
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
@@ -817,7 +1074,7 @@ def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
         case Verdict.REJECTED:
             return Reject(delivery, reason, ending.error)
         case Verdict.LATER:
-            delay = min(max(ending.delay, SOONEST_LATER), LONGEST_DELAY)
+            delay = min(max(SOONEST_LATER, ending.delay), LONGEST_DELAY)  # the soonest for NaN
             return Retry(delivery, reason, delay, failed=False)
         case Verdict.AGAIN:
             return Retry(delivery, reason, policy.pause(delivery.attempt, age))

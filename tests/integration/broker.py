@@ -205,6 +205,11 @@ class Broker:
         assert code == 0, f"rabbitmqctl {' '.join(arguments)}: {output.decode(errors='replace')}"
         return str(output.decode())
 
+    def enable(self, plugin: str) -> None:
+        """A plugin that the image has."""
+        code, output = self._box.exec_run(["rabbitmq-plugins", "enable", plugin])
+        assert code == 0, output.decode(errors="replace")
+
     def log(self, lines: int = 40) -> str:
         """The end of the broker's log, without its colours."""
         return re.sub("\x1b\\[[0-9;]*m", "", self._box.logs(tail=lines).decode(errors="replace"))

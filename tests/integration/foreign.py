@@ -13,10 +13,14 @@ from tests.integration.broker import Broker, Vhost
 class ForeignClient:
     """Another AMQP client: py-amqp by itself, with frames written by hand where it would refuse."""
 
-    def __init__(self, broker: Broker, vhost: Vhost) -> None:
+    def __init__(self, broker: Broker, vhost: Vhost, user: str = "guest") -> None:
         host, port = broker.address
         self.connection = amqp.Connection(
-            host=f"{host}:{port}", virtual_host=vhost.name, confirm_publish=True
+            host=f"{host}:{port}",
+            userid=user,
+            password=user,
+            virtual_host=vhost.name,
+            confirm_publish=True,
         )
         self.connection.connect()
         self.channel = self.connection.channel()

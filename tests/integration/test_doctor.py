@@ -199,6 +199,38 @@ def test_a_queue_without_its_binding(desk: Desk, client: ForeignClient) -> None:
     assert states(desk.run("doctor", "q", "--json"))["queue"] == "ok"
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["management", "AMQP alone"])
+def test_parts_of_the_delays(desk: Desk, client: ForeignClient, asked: bool) -> None:
+    """Each that is missing is named, with the message that makes it again."""
+    more = {} if asked else {"WORKQUEUE_MANAGEMENT_URL": ""}
+    assert desk.run("send", "q", "x", "--delay", "1s").code == 0
+    assert states(desk.run("doctor", "q", "--json", **more))["delays"] == "ok"
+    client.channel.queue_delete("workqueue.delay.1")
+    client.channel.exchange_delete("workqueue.due")
+    client.channel.exchange_unbind("workqueue.delay.1", "workqueue.delay.2", "*." * 22 + "0.#")
+    result = desk.run("doctor", "q", "--json", **more)
+    for missing in ("queue workqueue.delay.1 does not exist", "exchange workqueue.due does not"):
+        assert missing in told(result, "delays")
+    inner = "exchange workqueue.delay.2 is not bound to workqueue.delay.1"
+    assert (inner in told(result, "delays")) == asked
+    assert states(result)["delays"] == "fail"
+    command = next(row["command"] for row in result.json if row["check"] == "delays")
+    assert command == "workqueue send q BODY --delay 0.8s"
+    assert desk.run(*command.split()[1:]).code == 0
+    assert states(desk.run("doctor", "q", "--json", **more))["delays"] == "ok"
+
+
+def test_an_alternate_exchange(desk: Desk, broker: Broker, vhost: Vhost) -> None:
+    desk.send("q", "x")
+    definition = {"alternate-exchange": "amq.fanout"}
+    body = {"pattern": ".*", "definition": definition, "apply-to": "all"}
+    broker.manage("PUT", f"policies/{vhost.name}/catch", body)
+    result = desk.run("doctor", "q", "--json")
+    assert states(result)["exchanges"] == "warn"
+    expected = "exchange workqueue has the alternate exchange amq.fanout (policy catch)"
+    assert expected in told(result, "exchanges")
+
+
 def test_refused_and_unreachable(desk: Desk, broker: Broker, vhost: Vhost) -> None:
     """One line each, and no password; another host that answers makes it a warning."""
     host, port = broker.address

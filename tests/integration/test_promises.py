@@ -291,7 +291,7 @@ class Promises:
         desk.send("q", *numbers[:300])
         worker = desk.work("q", "-c", "2")
         sender = desk.start("send", "q", "-", stdin="".join(f"{n}\n" for n in numbers[300:]))
-        migrate = ("migrate", "q", "--max-length", "100000", "--yes")
+        migrate = ("migrate", "q", "--max-length", "100000", "--force", "--yes")
         first = desk.start(*migrate)
         time.sleep(1.0)
         first.kill()

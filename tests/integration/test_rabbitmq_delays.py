@@ -28,15 +28,15 @@ from workqueue.transports.rabbitmq.mover import Mover
 
 
 @pytest.fixture
-def desk(tmp_path: Path, vhost: Vhost) -> Iterator[Desk]:
-    desk = Desk(tmp_path, vhost.url)
+def desk(tmp_path: Path, broker: Broker, vhost: Vhost) -> Iterator[Desk]:
+    desk = Desk(tmp_path, vhost.url, {"WORKQUEUE_MANAGEMENT_URL": broker.management_url})
     yield desk
     desk.close()
 
 
 @pytest.fixture
-def transport(vhost: Vhost) -> Iterator[RabbitMQTransport]:
-    transport = RabbitMQTransport(vhost.url)
+def transport(broker: Broker, vhost: Vhost) -> Iterator[RabbitMQTransport]:
+    transport = RabbitMQTransport(vhost.url, management_url=broker.management_url)
     yield transport
     transport.close()
 
@@ -298,7 +298,7 @@ def test_moving_keeps_every_byte(transport: RabbitMQTransport, client: ForeignCl
     client.send("a", b"x" * 300_000, application_headers={"n": 1}, priority=200)
     before = transport.peek("a", 20)
     with transport.link("test") as link:
-        mover = Mover(link, "a", "b")
+        mover = Mover(link, "a", "b", user="guest")
         assert mover.move(2.0) == len(before)
         mover.close()
     after = transport.peek("b", 20)

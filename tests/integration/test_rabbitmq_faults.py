@@ -408,7 +408,9 @@ def test_a_migration_waits_for_who_has_something_out(
     else:
         consumer.pause()
     spec, steps = QueueSpec(name="q", type=after), list[str]()
-    migration = threading.Thread(target=transport.migrate, args=(spec, steps.append))
+    migration = threading.Thread(
+        target=transport.migrate, args=(spec, steps.append), kwargs={"force": True}
+    )
     migration.start()
 
     def waits_for_us() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.broker import Broker, Vhost
-from tests.integration.programs import Desk
+from tests.integration.programs import Desk, Result
 
 if shutil.which("openssl") is None:
     pytest.skip("making certificates takes the command openssl", allow_module_level=True)
@@ -19,11 +19,16 @@ LISTEN = """
 rabbit_networking:ensure_ssl(),
 Key = {{'PrivateKeyInfo', base64:decode("{key}")}},
 Options = fun(Certificate) -> [{{cert, base64:decode(Certificate)}}, {{key, Key}}] end,
+Mutual = Options("{mutual}") ++ [{{cacerts, [base64:decode("{ca}")]}}, {{verify, verify_peer}},
+  {{fail_if_no_peer_cert, true}}],
+application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN', 'EXTERNAL']),
+application:set_env(rabbit, ssl_cert_login_from, common_name),
+application:set_env(rabbit, ssl_options, [{{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}]),
 rabbit_networking:start_ssl_listener(5671, Options("{good}") ++
-  [{{sni_hosts, [{{"expired.test", Options("{expired}")}}]}}], 5).
+  [{{sni_hosts, [{{"expired.test", Options("{expired}")}}, {{"mutual.test", Mutual}}]}}], 5).
 """
 """Erlang, for the broker: listen with the good certificate, and with the expired one for whoever
-asks for that name."""
+asks for that name; whoever asks for mutual.test must show a certificate of his own."""
 
 
 class Authority:
@@ -45,6 +50,15 @@ class Authority:
         made = ("-in", "broker.csr", "-out", "made.pem", "-days", str(days))
         self.openssl("x509", "-req", *signed, *made)
         return pem_body(self.folder / "made.pem")
+
+    def client(self, user: str) -> dict[str, Path]:
+        """The options of a URL with a certificate for a user."""
+        made = {"certfile": self.folder / f"{user}.pem", "keyfile": self.folder / f"{user}.key"}
+        request = ("-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={user}", "-out", "user.csr")
+        self.openssl("req", *request, "-keyout", made["keyfile"].name)
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "9")
+        self.openssl("x509", "-req", *signed, "-in", "user.csr", "-out", made["certfile"].name)
+        return made
 
     def openssl(self, *arguments: str) -> None:
         done = subprocess.run(
@@ -77,7 +91,9 @@ def desk(
         pytest.skip("WORKQUEUE_TEST_AMQP_URL gives no power over how the broker listens")
     if broker.tls_port not in listening:
         good, expired = authority.certify("localhost", 60), authority.certify("expired.test", -1)
-        code = LISTEN.format(key=authority.key, good=good, expired=expired)
+        mutual, ca = authority.certify("mutual.test", 60), pem_body(authority.certificate)
+        code = LISTEN.format(key=authority.key, good=good, expired=expired, mutual=mutual, ca=ca)
+        broker.enable("rabbitmq_auth_mechanism_ssl")
         broker.rabbitmqctl("eval", code.replace("\n", " "))
         listening.add(broker.tls_port)
     desk = Desk(tmp_path, secured(broker, vhost, cacertfile=authority.certificate))
@@ -153,3 +169,36 @@ def test_files_that_cannot_be_read(desk: Desk, broker: Broker, vhost: Vhost) -> 
         result = desk.run("work", "q", "tasks:handle", WORKQUEUE_URL=url)
         assert result.code == code, result.err
         assert "trying again" not in result.err
+
+
+def test_a_certificate_of_ones_own(
+    desk: Desk, broker: Broker, vhost: Vhost, authority: Authority, tmp_path: Path
+) -> None:
+    """It is the login where the URL names no user, and is shown in any case."""
+    ours = {"cacertfile": authority.certificate, "server_name_indication": "mutual.test"}
+    place = f"localhost:{broker.tls_port}/{vhost.name}"
+
+    def send(login: str, **options: object) -> Result:
+        query = "&".join(f"{name}={value}" for name, value in {**ours, **options}.items())
+        return desk.run("send", "q", "x", WORKQUEUE_URL=f"amqps://{login}{place}?{query}")
+
+    guest, nobody = authority.client("guest"), authority.client("nobody")
+    assert send("", **guest).code == 0
+    assert send("guest:guest@", **nobody).code == 0
+
+    unknown = send("", **nobody)
+    assert unknown.code == 77, unknown
+    assert "EXTERNAL" in unknown.err
+    assert "must exist in RabbitMQ" in unknown.err
+
+    without = send("guest:guest@")
+    assert without.code in (69, 77), without  # the broker may hang up before it says why
+    stranger = Authority(tmp_path).client("guest")
+    strange = send("", **stranger)
+    assert strange.code in (69, 77), strange
+    for result in (without, strange):
+        if result.code == 77:
+            assert "certificate" in result.err.splitlines()[1], result
+
+    rows = desk.run("doctor", "--json", WORKQUEUE_URL=desk.url).json
+    assert not [row for row in rows if row["state"] == "fail"]

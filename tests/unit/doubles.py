@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from workqueue.errors import NotSent
 from workqueue.message import Message
 from workqueue.transports.memory import MemoryPublisher, MemoryTransport, Store
 
-Step = Callable[["ScriptedPublisher", str, Sequence[Message], float], None]
+Step = Callable[["ScriptedPublisher", str, Sequence[Message], float], Any]
 
 
 class ScriptedTransport(MemoryTransport):
@@ -37,13 +38,13 @@ class ScriptedPublisher(MemoryPublisher):
         super().__init__(transport.store)
         self.transport = transport
 
-    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> Any:
         assert not self.closed, "a publisher is not used once it was closed"
         self.transport.handed.append(list(messages))
         if self.transport.script:
-            self.transport.script.popleft()(self, queue, messages, timeout)
-        else:
-            self.keep(queue, messages)
+            return self.transport.script.popleft()(self, queue, messages, timeout)
+        self.keep(queue, messages)
+        return None
 
     def keep(self, queue: str, messages: Sequence[Message]) -> None:
         super().publish(queue, messages, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,43 @@ def test_memory_urls_that_mean_nothing(url: str) -> None:
     """They are refused: what follows the name would be ignored."""
     with pytest.raises(ConfigError, match="memory://NAME"):
         connect(url)
+
+
+def test_closing_a_broker_closes_its_producers(tmp_path: Path) -> None:
+    """Those that were made for its queues, and those that its tasks are sent with."""
+    with connect(f"sqlite:///{tmp_path}/jobs.db") as broker:
+        queue = broker.queue("jobs")
+        task = queue.task(noted)
+        producers = [Producer(queue), Producer(broker.queue("other")), queue.producer]
+        for producer in producers:
+            producer.send("x")
+        task.send()
+        assert all(producer.publisher is not None for producer in producers)
+    assert all(producer.publisher is None for producer in producers)
+    broker.close()
+    producers[0].send("later")  # connects again
+    assert queue.stats().ready == 4
+    broker.close()
+    assert producers[0].publisher is None
+
+
+def noted() -> None:
+    """A task."""
+
+
+def test_one_that_cannot_be_closed_does_not_keep_the_others(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is raised once all are closed."""
+    producers = [Producer(broker.queue("jobs")) for _ in range(3)]
+    closed: list[Producer] = []
+
+    def close(self: Producer) -> None:
+        closed.append(self)
+        if self is producers[1]:
+            raise OSError("stuck")
+
+    monkeypatch.setattr(Producer, "close", close)
+    with pytest.raises(OSError, match="stuck"):
+        broker.close()
+    assert len(closed) == 3

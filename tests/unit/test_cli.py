@@ -9,13 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import workqueue
+from workqueue import connect
+from workqueue.message import Message
 from workqueue.testing import eventually
 
 ENOUGH = 60.0
@@ -188,6 +192,55 @@ def test_envelopes(shell: Shell) -> None:
     is_error(shell("send", "q", "--envelope", '{"id": "x"}'), 65, "has no body")
     is_error(shell("send", "q", "--envelope", '{"body_base64": "%"}'), 65, "not base64")
     is_error(shell("send", "q", "--envelope", '{"body": "x", "priority": 99}'), 65, "priority")
+
+
+def test_what_others_sent_is_copied_whole(shell: Shell) -> None:
+    """Also with a priority, an application's name and headers that none of our senders can give."""
+    headers = {
+        "blob": b"\xff\0",
+        "YmxvYg==": "YmxvYg==",
+        "deep": {"a/b~c": [1, b"in a list", "text"]},
+        "CC": ["audit"],
+        "float": 0.5,
+    }
+    sent = Message(
+        body=b"\xff",
+        id="one",
+        content_type="application/octet-stream",
+        content_encoding="base64",
+        type="t",
+        headers=headers,
+        priority=200,
+        correlation_id="c",
+        reply_to="r",
+        app_id="their application",
+    )
+    with connect(f"sqlite:///{shell.folder}/jobs.db") as broker:
+        broker.queue("q").declare()
+        with closing(broker.transport.publisher()) as publisher:
+            publisher.publish("q", [sent], 5.0)
+        line = shell("peek", "q", "--json").out
+        assert shell("send", "copy", "--envelope", "-", stdin=line).code == 0
+        [copy] = broker.transport.peek("copy", 2)
+        assert replace(copy.message, sent_at=None) == sent
+        options = ("--priority", "3", "-H", "blob=x")
+        assert shell("send", "copy", "--envelope", "-", *options, stdin=line).code == 0
+        _, copy = broker.transport.peek("copy", 2)
+        assert (copy.message.priority, copy.message.headers["blob"]) == (3, "x")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"body": "x", "attempt": 1, "priority": 256}', "between 0 and 255"),
+        ('{"body": "x", "priority": 10}', "between 0 and 9"),
+        ('{"body": "x", "headers": {"h": "%"}, "headers_base64": ["/h"]}', "/h is not base64"),
+        ('{"body": "x", "headers_base64": "/h"}', "not an envelope"),
+        ('{"body": "x", "app_id": "%s"}' % ("x" * 256), "app_id"),
+    ],
+)
+def test_envelopes_that_cannot_be_sent(shell: Shell, line: str, says: str) -> None:
+    is_error(shell("send", "q", "--envelope", line), 65, says)
 
 
 def test_options_go_before_what_an_envelope_says(shell: Shell) -> None:

@@ -226,10 +226,61 @@ def test_nothing_is_inflated(encoding: str | None, headers: dict[str, Any]) -> N
         decode(b"\x1f\x8b", TEXT, encoding, headers)
 
 
-@pytest.mark.parametrize("encoding", [None, "", "utf-8", "UTF-8", "identity", "binary", "us-ascii"])
+@pytest.mark.parametrize(
+    "encoding",
+    [None, "", "utf-8", "UTF-8", "identity", "binary", "us-ascii", "7bit", "8BIT", " utf8 "],
+)
 def test_encodings_that_change_nothing(encoding: str | None) -> None:
     """kombu puts the character set where the compression belongs."""
     assert decode(b"x", TEXT, encoding, {"compression": None}) == "x"
+    assert decode("é".encode(), TEXT, encoding) == "é"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "encoding", "payload"),
+    [
+        (b"\xe9", TEXT, "latin-1", "é"),
+        (b"\xe9", TEXT, "ISO-8859-1", "é"),
+        (b"\xe9", None, "latin-1", "é"),
+        (b"\x80", "text/html", "cp1252", "€"),
+        (b'{"a": "\xe9"}', JSON, "latin-1", {"a": "é"}),
+        ('"é"'.encode("utf-16"), JSON, "utf-16", "é"),
+        ("é".encode(), "text/plain; charset=utf-8", "latin-1", "é"),
+        (b"\xe9", BYTES, "latin-1", b"\xe9"),
+        (b"YWJj", BYTES, "base64", b"abc"),
+        (b"YWJj", TEXT, "Base64", "abc"),
+        (b"eyJhIjogMX0=", JSON, "base64", {"a": 1}),
+    ],
+)
+def test_encodings_of_the_field(
+    body: bytes, content_type: str | None, encoding: str, payload: object
+) -> None:
+    """A charset in the place of an encoding is that of text which names none; base64 is read."""
+    assert decode(body, content_type, encoding) == payload
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"),
+    [
+        ("aes128gcm", "content encoding aes128gcm is not known"),
+        ("base64", "not the base64"),
+        ("br", "compressed"),
+        ("punycode", "not accepted"),
+        ("hex", "content encoding hex is not known"),
+        ("\0", "is not known"),
+    ],
+)
+def test_encodings_that_are_not_read(encoding: str, says: str) -> None:
+    """What stands in the way is called by its name."""
+    with pytest.raises(BadPayload, match=says):
+        decode(b"%", TEXT, encoding)
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape!", "Unicode-Escape", "PUNYCODE", "idna."])
+def test_odd_charsets_by_any_name(charset: str) -> None:
+    """Python finds a codec under many spellings."""
+    with pytest.raises(BadPayload):
+        decode(b"x", f"text/plain; charset={charset}")
 
 
 @given(body=st.binary(max_size=60), content_type=st.none() | st.text(max_size=40))

@@ -26,14 +26,16 @@ SOURCES = Path(workqueue.__file__).parent
 
 PROGRAMS = (
     *("workqueue declare", "workqueue migrate", "workqueue dead", "workqueue delete"),
-    *("workqueue doctor", "workqueue work", "rabbitmq", "openssl ", "pip "),
+    *("workqueue doctor", "workqueue work", "workqueue peek", "workqueue purge"),
+    *("workqueue send", "workqueue status", "workqueue watch", "rabbitmq", "openssl ", "pip "),
     *("chmod ", "mkdir ", "ls ", "df ", "fuser ", "sqlite3 ", "nc "),
 )
 
 QUOTING = {"quote", "join"}
 
-OUR_OWN = {"private", "verb", "options", "port"}
-"""Names of what is not anybody else's text: modes, verbs, options with numbers."""
+OUR_OWN = {"private", "verb", "options", "port", "before", "delay", "priority"}
+"""Names of what is not anybody else's text: modes, verbs, options with numbers. Constants are ours
+as well."""
 
 HOSTILE = "$(touch trapped); 'x' `id` --yes"
 
@@ -51,7 +53,9 @@ def is_quoted(value: ast.expr) -> bool:
     if isinstance(value, ast.Call):
         called = value.func
         return (called.attr if isinstance(called, ast.Attribute) else called.id) in QUOTING  # type: ignore[attr-defined]
-    return isinstance(value, ast.Name) and value.id in OUR_OWN
+    if isinstance(value, ast.BinOp):
+        return isinstance(value.op, ast.FloorDiv)  # a number
+    return isinstance(value, ast.Name) and (value.id in OUR_OWN or value.id.isupper())
 
 
 def test_all_commands_quote_what_is_in_them() -> None:

@@ -8,17 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue.message import Delivery, Message
+from workqueue.dead import as_new
+from workqueue.message import EXPIRES_AT, Delivery, Message
 from workqueue.transports.copies import (
     DEAD_AT,
+    DEATHS,
+    DIRECT_REPLY_TO,
     ERROR,
     FAILURES,
     ORIGIN,
     REASON,
+    WORKER,
+    as_lent,
     attempt_of,
     bare_copy,
     dead_copy,
     retry_copy,
+    survivor_copy,
     without_brokers_own,
 )
 
@@ -140,3 +146,80 @@ def test_all_other_headers_stay(headers: dict[str, int]) -> None:
     assert kept == {name: value for name, value in headers.items() if name in kept}
     assert "x-death" not in kept
     assert kept is not headers
+
+
+# -- what was brought back -------------------------------------------------------------------------
+
+
+def dead(queue: str = "jobs", **more: Any) -> Message:
+    """A dead letter of that queue, after five attempts."""
+    message = Message(body=b"x", id="the-id", headers={"tenant": "ada", EXPIRES_AT: 1.0, **more})
+    delivery = Delivery(message=message, queue=queue, attempt=5)
+    return dead_copy(delivery, "why", "Traceback", at=1700.5, worker="host:1")
+
+
+def broker_dead(*queues: str, **more: Any) -> Message:
+    """A message that RabbitMQ set aside from these queues, the last one first."""
+    deaths = [{"queue": queue, "reason": "rejected", "count": 1} for queue in queues]
+    return Message(body=b"x", id="the-id", headers={"tenant": "ada", "x-death": deaths, **more})
+
+
+@pytest.mark.parametrize("queue", ["jobs", "others"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(dead(), id="our dead letter"),
+        pytest.param(dead(DEATHS=7), id="after deaths of workers"),
+        pytest.param(broker_dead("jobs", **{FAILURES: 3, DEATHS: 21}), id="the broker's"),
+        pytest.param(broker_dead("jobs.dead", "jobs", **{FAILURES: 3}), id="by a policy"),
+        pytest.param(broker_dead("jobs.dead", **dict(dead().headers)), id="ours, by a policy"),
+        pytest.param(Message(body=b"x", headers={REASON: 7, FAILURES: 3}), id="an odd reason"),
+    ],
+)
+def test_what_was_brought_back_has_no_past(message: Message, queue: str) -> None:
+    """To whichever queue, and whoever set it aside: its attempts begin anew, and it is not late."""
+    lent_again = as_lent(message, queue)
+    assert attempt_of(lent_again.headers) == 1
+    ours = {FAILURES, DEATHS, REASON, ERROR, DEAD_AT, ORIGIN, WORKER, EXPIRES_AT}
+    assert not ours & lent_again.headers.keys()
+    assert lent_again.headers.get("tenant") == message.headers.get("tenant")
+    again = retry_copy(Delivery(message=lent_again, queue=queue, attempt=1))
+    assert as_lent(again, queue) is again
+    assert attempt_of(again.headers) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "queue"),
+    [
+        pytest.param(dead(), "jobs.dead", id="where it lies"),
+        pytest.param(dead(), "collected.dead", id="where somebody collects them"),
+        pytest.param(dead("jobs.dead"), "jobs.dead.dead", id="dead among the dead"),
+        pytest.param(broker_dead("jobs"), "jobs.dead", id="the broker's"),
+        pytest.param(broker_dead("other", **{FAILURES: 2}), "jobs.dead", id="of another queue"),
+        pytest.param(retry_copy(lent(attempt=3)), "jobs", id="a retry"),
+        pytest.param(survivor_copy(lent()), "jobs", id="a survivor"),
+        pytest.param(MESSAGE, "jobs", id="a message"),
+        pytest.param(Message(body=b"x", headers={"x-death": "nonsense"}), "jobs", id="nonsense"),
+    ],
+)
+def test_what_is_where_it_belongs_keeps_its_past(message: Message, queue: str) -> None:
+    """And costs nothing."""
+    assert as_lent(message, queue) is message
+
+
+def test_from_the_dead_of_the_dead() -> None:
+    """A dead-letter queue is a queue like any other: what died there and is back begins anew."""
+    assert attempt_of(as_lent(dead("jobs.dead"), "jobs.dead").headers) == 1
+
+
+def test_an_address_that_nobody_can_answer_to_is_left_out() -> None:
+    """RabbitMQ would refuse the copy for it; the address of a reply queue stays."""
+    for address, kept in (
+        (DIRECT_REPLY_TO, None),
+        (DIRECT_REPLY_TO + ".g1", DIRECT_REPLY_TO + ".g1"),
+    ):
+        message = Message(body=b"", reply_to=address)
+        assert retry_copy(lent(message=message)).reply_to == kept
+        assert dead_copy(lent(message=message), "r", "", 1.0).reply_to == kept
+        assert survivor_copy(lent(message=message)).reply_to == kept
+        assert as_new(message).reply_to == kept

@@ -124,3 +124,4 @@ def test_all_tests_run_in_several_processes(
     monkeypatch.setattr(dev, "become", lambda *words: become.append(words))
     dev.main("test", *arguments)
     assert ("--numprocesses=3" in become[0]) is parallel
+    assert not [word for word in become[0] if str(word).startswith("--reruns")]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.unit.doubles import (
     ScriptedPublisher,
@@ -38,9 +39,11 @@ from workqueue import (
     Refused,
     StorageError,
     TooLarge,
+    TransportFault,
     Unconfirmed,
     Unroutable,
 )
+from workqueue.errors import account_fault
 from workqueue.producer import (
     CHUNK_BYTES,
     CHUNK_MESSAGES,
@@ -886,3 +889,106 @@ def test_a_fork_in_the_middle_of_a_send(tmp_path: Path) -> None:
     sender.join(ENOUGH)
     parent = os.getpid()
     assert ledger.lines() == [f"{child} {child} in the child", f"{parent} {parent} in the middle"]
+
+
+# -- a driver is not believed ------------------------------------------------------------------
+
+
+def names_copies(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    """Pairs equal copies with the causes, as a driver does that rewrites what it stores."""
+    failures = [(structs.replace(message), QueueFull("no room")) for message in messages]
+    raise NotSent("no room", failures=failures)
+
+
+def names_one_of_all(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    raise NotSent("no room", failures=[(messages[0], Refused("no room"))])
+
+
+def names_one_twice(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    raise NotSent("no room", failures=[(messages[0], Refused("no room"))] * 2)
+
+
+def names_none(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    raise NotSent("no room")
+
+
+def gives_a_foreign_cause(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    failures = [(message, OSError("no room")) for message in messages]
+    raise NotSent("no room", failures=failures)  # type: ignore[arg-type]
+
+
+def gives_no_pairs(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    raise NotSent("no room", failures=list(messages))  # type: ignore[arg-type]
+
+
+def returns_failures(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> Any:
+    return [(message, QueueFull("no room")) for message in messages]
+
+
+def raises_its_own(
+    publisher: ScriptedPublisher, queue: str, messages: Sequence[Message], timeout: float
+) -> None:
+    publisher.keep(queue, messages)
+    raise KeyError("a driver's own")
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (names_copies, "a copy"),
+        (names_one_of_all, "1 failed and 0 sent, and was given 2"),
+        (names_one_twice, "twice"),
+        (names_none, "0 failed and 0 sent, and was given 2"),
+        (gives_a_foreign_cause, "OSError"),
+        (gives_no_pairs, "not pairs"),
+        (returns_failures, "returned list"),
+        (raises_its_own, "KeyError"),
+        (breaks(TransportFault("tests.unit.doubles.ScriptedPublisher is slow")), "is slow"),
+    ],
+)
+def test_what_a_driver_does_not_account_for_is_unconfirmed(step: Step, told: str) -> None:
+    """Not taken for sent, not tried again, and the error names the driver."""
+    transport = ScriptedTransport(step)
+    producer = Producer(declared(transport))
+    sent = [Message(body=b"a", id="a"), Message(body=b"b", id="b")]
+    with pytest.raises(NotSent) as caught:
+        producer.send_messages(sent)
+    assert [message for message, _ in caught.value.failures] == sent
+    assert all(type(cause) is Unconfirmed for _, cause in caught.value.failures)
+    assert caught.value.sent == 0
+    assert "tests.unit.doubles.ScriptedPublisher" in str(caught.value)
+    assert told in str(caught.value)
+    assert len(transport.handed) == 1
+    producer.send(b"c")  # on another connection: the script is over
+    assert transport.publishers[0].closed
+
+
+def test_a_driver_at_fault_makes_all_that_travelled_together_unconfirmed() -> None:
+    """Nobody's message of that load is taken for sent, whoever sent it."""
+    load = Load([Message(body=b"x", id=str(n)) for n in range(3)])
+    first = next(iter(load.pending.values()))
+    copied = NotSent("no", failures=[(structs.replace(first), QueueFull("no"))], sent=2)
+    assert "a copy" in account_fault(copied, load.pending)
+    whole = NotSent("no", failures=[(first, QueueFull("no"))], sent=2)
+    assert account_fault(whole, load.pending) == ""
+
+
+def test_an_error_of_ours_says_that_nothing_was_written() -> None:
+    """A driver that raises StorageError or AccessRefused has stored nothing: raised as it is."""
+    producer = Producer(declared(ScriptedTransport(breaks(StorageError("read-only")))))
+    with pytest.raises(StorageError, match="read-only"):
+        producer.send(b"x")

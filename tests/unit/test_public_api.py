@@ -38,11 +38,13 @@ PUBLIC = [
     "Reject",
     "RetryLater",
     "RetryPolicy",
+    "RunnerFailed",
     "StorageDamaged",
     "StorageError",
     "Tally",
     "Task",
     "TooLarge",
+    "TransportFault",
     "Unconfirmed",
     "UnknownScheme",
     "Unroutable",
@@ -54,7 +56,14 @@ PUBLIC = [
     "current_job",
 ]
 
-TESTING = ["Fault", "FaultyTransport", "TransportSuite", "eventually", "transport_machine"]
+TESTING = [
+    "CheckedTransport",
+    "Fault",
+    "FaultyTransport",
+    "TransportSuite",
+    "eventually",
+    "transport_machine",
+]
 
 
 @pytest.mark.parametrize(("module", "names"), [(workqueue, PUBLIC), (workqueue.testing, TESTING)])

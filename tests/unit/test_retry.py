@@ -13,7 +13,7 @@ from tenacity import stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_chain, wait_fixed
 
 from workqueue.errors import ConfigError
-from workqueue.message import EARLIEST, LONGEST_DELAY, Delivery, Message, seconds_since
+from workqueue.message import EARLIEST, LONGEST_DELAY, SKEW, Delivery, Message, seconds_since
 from workqueue.retry import JITTER, MOST_PAUSES, RetryPolicy, TaskOptions
 from workqueue.runners.runner import Ending, Verdict
 from workqueue.transport import Reject, Retry
@@ -149,3 +149,5 @@ def test_how_long_ago_cannot_be(sent_at: float | None) -> None:
 def test_how_long_ago() -> None:
     assert seconds_since(EARLIEST, EARLIEST + 5) == 5
     assert seconds_since(100 + EARLIEST, 100 + EARLIEST) == 0
+    assert seconds_since(EARLIEST + SKEW, EARLIEST) == 0  # a clock that is ahead
+    assert seconds_since(EARLIEST + SKEW + 1, EARLIEST) is None

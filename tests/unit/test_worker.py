@@ -34,6 +34,7 @@ from workqueue import (
     StorageDamaged,
     StorageError,
     Tally,
+    TransportFault,
     Worker,
     worker,
 )
@@ -1282,3 +1283,92 @@ def test_max_messages_are_run_although_more_could_be_held(prefetch: int | None) 
     assert seen == list(range(250))
     stats = transport.stats("jobs")
     assert (stats.ready, stats.in_flight) == (50, 0)
+
+
+# -- a driver is not believed ------------------------------------------------------------------
+
+
+class Misbehaving(MemoryTransport):
+    """Memory, whose consumers return what `rewrite` makes of what was received."""
+
+    def __init__(self, rewrite: Callable[[MemoryConsumer, list[Delivery]], Any]) -> None:
+        super().__init__()
+        self.rewrite = rewrite
+        self.timeouts: list[float] = []
+
+    def consumer(self, queue: str, prefetch: int) -> MemoryConsumer:
+        consumer = super().consumer(queue, prefetch)
+        receive = consumer.receive
+
+        def rewritten(limit: int, timeout: float) -> Any:
+            self.timeouts.append(timeout)
+            return self.rewrite(consumer, receive(limit, timeout))
+
+        consumer.receive = rewritten  # type: ignore[method-assign]
+        return consumer
+
+
+def one_more(consumer: MemoryConsumer, received: list[Delivery]) -> list[Delivery]:
+    """`limit + 1`, where there is one more."""
+    consumer.prefetch = 0
+    return [*received, *consumer.take(1)] if received else received
+
+
+def the_same_twice(consumer: MemoryConsumer, received: list[Delivery]) -> list[Delivery]:
+    return [next(iter(consumer.out))] if consumer.out else received
+
+
+def of_another_queue(consumer: MemoryConsumer, received: list[Delivery]) -> list[Delivery]:
+    return [replace(delivery, queue="other") for delivery in received]
+
+
+def nothing_at_all(consumer: MemoryConsumer, received: list[Delivery]) -> None:
+    return None
+
+
+def a_tuple(consumer: MemoryConsumer, received: list[Delivery]) -> tuple[Delivery, ...]:
+    return tuple(received)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "told"),
+    [
+        (one_more, "handed out 3 deliveries where 2 were asked for"),
+        (the_same_twice, "out already"),
+        (of_another_queue, "of the queue other to a worker of jobs"),
+        (nothing_at_all, "returned NoneType"),
+        (a_tuple, "returned tuple"),
+    ],
+)
+def test_a_driver_that_hands_out_wrongly_ends_the_worker(
+    rewrite: Callable[[MemoryConsumer, list[Delivery]], Any], told: str
+) -> None:
+    """Loudly, naming the driver; nothing is lost: what it held goes back."""
+    transport = Misbehaving(rewrite)
+    ids = filled(transport, 3)
+    begun = threading.Event()
+    worker_ = Worker(queue_on(transport), lambda job: begun.wait(0.2), concurrency=2)
+    with pytest.raises(TransportFault, match=told) as caught:
+        worker_.run(until_empty=True)
+    assert "workqueue.transports.memory.MemoryConsumer" in str(caught.value)
+    assert stored_ids(transport.store, "jobs") == ids
+    assert transport.stats("jobs").in_flight == 0
+
+
+def test_a_driver_at_fault_is_not_tried_again() -> None:
+    """It is the same after the next connection: the error is not one that may get better."""
+    transport = Misbehaving(one_more)
+    filled(transport, 2)
+    worker_ = Worker(queue_on(transport), lambda job: None)
+    shift = worker.Shift(worker_, until_empty=True, max_messages=None)
+    shift.let_in = True
+    assert not shift.may_get_better(TransportFault("no"))
+
+
+def test_a_consumer_is_called_at_least_every_second() -> None:
+    """Also while all slots are busy: a driver may rest on it to keep its hold on what is out."""
+    transport = Misbehaving(lambda _consumer, received: received)
+    filled(transport, 1)
+    Worker(queue_on(transport), lambda job: time.sleep(0.3)).run(until_empty=True)
+    assert transport.timeouts
+    assert max(transport.timeouts) <= 1.0

@@ -6,6 +6,7 @@ the same machine at the same moment: decoding as many strings as a body may have
 
 from __future__ import annotations
 
+import base64
 import random
 import time
 import tracemalloc
@@ -24,7 +25,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workqueue import Broker, Reject, codec
-from workqueue.codec import CHARSETS, JSON, MOST_VALUES, codec_of, decode, encode, weight
+from workqueue.codec import (
+    CHARSETS,
+    JSON,
+    LONGEST_BASE64,
+    MOST_VALUES,
+    codec_of,
+    decode,
+    encode,
+    weight,
+)
 from workqueue.errors import BadPayload
 from workqueue.message import Delivery, Lost, Message
 from workqueue.runners.handler import handle
@@ -351,8 +361,31 @@ def test_any_spelling_of_a_charset(name: str, more: str) -> None:
     assert codec_of(f"{more}{name}{more}") in {*CHARSETS, None}
 
 
+@pytest.mark.parametrize("encoding", ["base64", *sorted(CHARSETS)])
+def test_content_encodings(encoding: str) -> None:
+    """The same bounds hold as for the charset of a content type, for text and for JSON."""
+    for piece in (*PIECES, b"YWJj"):
+        body = filled(piece, 16 << 20)
+        for media in ("text/plain", JSON):
+            check(lambda body=body, media=media: decode(body, media, encoding))  # type: ignore[misc]
+
+
+def test_what_base64_holds() -> None:
+    """More of it than is decoded is refused before that, and JSON within is weighed."""
+    with pytest.raises(BadPayload, match="bytes of base64: more than"):
+        decode(b"YWJj" * (LONGEST_BASE64 // 4 + 1), "application/octet-stream", "base64")
+    body = base64.b64encode(b"[" + b"[]," * (2 << 20) + b"0]")
+    with pytest.raises(BadPayload, match="too many values"):
+        decode(body, JSON, "base64")
+    with pytest.raises(BadPayload, match="too many values"):
+        decode(("[" + "[]," * (1 << 20) + "0]").encode("utf-16"), JSON, "utf-16")
+
+
 def test_a_content_type_without_end() -> None:
-    """Is cut before it is looked at, and not remembered."""
+    """Is cut before it is looked at, and not remembered; an encoding as well."""
+    with pytest.raises(BadPayload) as raised:
+        decode(b"x", None, "x" * (1 << 20))
+    assert len(str(raised.value)) < 1_000
     for text in ("x" * (1 << 20), ";" * (1 << 20), "text/plain;" + " charset" * (1 << 17)):
         check(lambda text=text: decode(b"x", text))  # type: ignore[misc]
         with suppress(BadPayload):

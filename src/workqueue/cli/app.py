@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from workqueue import __version__
-from workqueue.cli.plain import PlainGroup
+from workqueue.cli.plugins import CommandsAndPlugins
 from workqueue.cli.settings import apply_settings, are_there_settings
 
 EPILOG = (
@@ -46,7 +46,7 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """
     app = typer.Typer(
         name="workqueue",
-        cls=PlainGroup,
+        cls=CommandsAndPlugins,
         help="Work queues on RabbitMQ, or on a file of your own: what was sent is handled.",
         epilog=EPILOG,
         no_args_is_help=True,

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import shlex
+import sys
+import tempfile
 import time
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Annotated
 
 import typer
 
 from workqueue.cli.envelope import letter_record
 from workqueue.cli.mend import Yes, confirm
 from workqueue.cli.options import Session, command
-from workqueue.cli.output import print_json, print_table
+from workqueue.cli.output import print_json, print_table, shown, to_json
 from workqueue.cli.plain import PlainGroup
 from workqueue.dead import DeadLetter, DeadLetters
-from workqueue.errors import WorkqueueError
+from workqueue.errors import LookCutShort, WorkqueueError
 from workqueue.message import visible
 
 SHORT_BODY = 40
 """Characters of a body in a table."""
+
+COLUMNS = ("id", "queue", "type", "attempt", "dead_at", "reason", "body")
+
+IN_MEMORY = 1024 * 1024
+"""Bytes of a printout; more of it is in a file until it is printed."""
 
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]")]
@@ -53,15 +61,10 @@ def dead_list(
 
     The lines of --json can be sent again: workqueue send QUEUE --envelope -
     """
-    with session.connect() as broker:
-        letters = list(broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit))
-    check_found(queue, ids, letters)
-    if session.json:
-        for letter in letters:
-            print_json(letter_record(letter))
-        return
-    columns = ("id", "queue", "type", "attempt", "dead_at", "reason", "body")
-    print_table(columns, [row(letter) for letter in letters])
+    with session.connect() as broker, printout(session.json, ids, COLUMNS) as lines:
+        for letter in broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit):
+            lines.add(letter, table_line)
+    check_found(queue, lines.missing)
 
 
 def dead_show(
@@ -74,14 +77,10 @@ def dead_show(
 ) -> None:
     """All that is known of dead letters of QUEUE, tracebacks too."""
     check_chosen("show", queue, ids, all, error)
-    with session.connect() as broker:
-        letters = list(broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit))
-    check_found(queue, ids, letters)
-    for letter in letters:
-        if session.json:
-            print_json(letter_record(letter))
-        else:
-            print_letter(letter)
+    with session.connect() as broker, printout(session.json, ids) as lines:
+        for letter in broker.queue(queue).dead.letters(ids=ids or (), error=error, limit=limit):
+            lines.add(letter, letter_text)
+    check_found(queue, lines.missing)
 
 
 def dead_requeue(
@@ -104,8 +103,8 @@ def dead_requeue(
         if dry_run:
             tell_dry_run(session, "would be brought back", dead, ids, error, limit)
             return
-        done = dead.requeue(ids=ids or (), error=error, limit=limit)
-    report(session, queue, "requeued", done, ids)
+        done = dead.each_requeued(ids=ids or (), error=error, limit=limit)
+        report(session, queue, "requeued", done, ids)
 
 
 def dead_drop(
@@ -129,8 +128,60 @@ def dead_drop(
         which += f" with {error!r}" if error else ""
         which += f", {limit:,} at most," if limit else ""
         confirm(f"drop {which} of {queue}", yes)
-        done = dead.drop(ids=ids or (), error=error, limit=limit)
-    report(session, queue, "dropped", done, ids)
+        done = dead.each_dropped(ids=ids or (), error=error, limit=limit)
+        report(session, queue, "dropped", done, ids)
+
+
+class Printout:
+    """What a command prints of dead letters, line by line.
+
+    With `columns` the lines are rows of a table. `missing` are those of `ids` that were not among
+    the letters.
+    """
+
+    def __init__(
+        self, lines: IO[str], json: bool, ids: list[str] | None, columns: Sequence[str]
+    ) -> None:
+        self.lines = lines
+        self.json = json
+        self.columns = columns
+        self.count = 0
+        self.missing = set(ids or ())
+
+    def add(self, letter: DeadLetter, text_of: Callable[[DeadLetter], str]) -> None:
+        """A line of JSON, or what `text_of` makes of it."""
+        self.count += 1
+        self.missing.discard(letter.id or "")
+        text = to_json(letter_record(letter)) if self.json else text_of(letter)
+        self.lines.write(text + "\n")
+
+    def print(self) -> None:
+        self.lines.seek(0)
+        if self.columns and not self.json:
+            print_table(self.columns, (line.rstrip("\n").split("\t") for line in self.lines))
+        else:
+            sys.stdout.writelines(self.lines)
+            sys.stdout.flush()
+
+
+@contextmanager
+def printout(json: bool, ids: list[str] | None, columns: Sequence[str] = ()) -> Iterator[Printout]:
+    """Printed when the look at the letters has ended, also if it was cut short.
+
+    Not before: a pager may take hours to read it, in which nobody else could have the letters, and
+    the connection would die. And not from memory, for there may be a hundred thousand.
+    """
+    with tempfile.SpooledTemporaryFile(
+        IN_MEMORY, "w+", encoding="utf-8", errors="surrogatepass"
+    ) as lines:
+        printed = Printout(lines, json, ids, columns)
+        try:
+            yield printed
+        except WorkqueueError:
+            if printed.count:
+                printed.print()
+            raise
+        printed.print()
 
 
 def check_chosen(
@@ -145,17 +196,13 @@ def check_chosen(
         raise typer.BadParameter("--all and IDs contradict each other: give one of them")
 
 
-def check_found(queue: str, ids: list[str] | None, found: Iterable[DeadLetter]) -> None:
-    missing = set(ids or ()) - {letter.id for letter in found}
-    if missing:
-        raise not_there(queue, missing)
-
-
-def not_there(queue: str, missing: set[str]) -> WorkqueueError:
+def check_found(queue: str, missing: set[str]) -> None:
+    if not missing:
+        return
     named = ", ".join(sorted(missing)[:3]) + (" …" if len(missing) > 3 else "")
     error = WorkqueueError(f"queue {queue} has no dead letter {named}")
     error.command = f"workqueue dead list {shlex.quote(queue)}"
-    return error
+    raise error
 
 
 def tell_dry_run(
@@ -166,32 +213,44 @@ def tell_dry_run(
     error: str | None,
     limit: int | None,
 ) -> None:
-    letters = list(dead.letters(ids=ids or (), error=error, limit=limit))
-    check_found(dead.queue, ids, letters)
-    for letter in letters:
-        if session.json:
-            print_json(letter_record(letter))
-        else:
-            print(f"{visible(str(letter.id))}\t{visible(letter.reason)}")
-    session.say(f"{len(letters):,} {what}")
+    with printout(session.json, ids) as lines:
+        for letter in dead.letters(ids=ids or (), error=error, limit=limit):
+            lines.add(letter, short_line)
+    check_found(dead.queue, lines.missing)
+    session.say(f"{lines.count:,} {what}")
 
 
 def report(
-    session: Session, queue: str, verb: str, done: list[str | None], ids: list[str] | None
+    session: Session, queue: str, verb: str, done: Iterable[str | None], ids: list[str] | None
 ) -> None:
+    """Say how many were `done`, one after the other; also if an error ends that."""
+    count, missing = 0, set(ids or ())
+    try:
+        for each in done:
+            count += 1
+            missing.discard(each or "")
+    except LookCutShort:
+        session.say(f"{verb} {counted(count)} of {queue}")
+        raise
     if session.json:
-        print_json({"queue": queue, verb: len(done)})
-    if done or ids:
-        session.say(f"{verb} {counted(len(done))} of {queue}")
+        print_json({"queue": queue, verb: count})
+    if count or ids:
+        session.say(f"{verb} {counted(count)} of {queue}")
     else:
         session.say(f"nothing to do: no dead letter of {queue} matches")
-    missing = set(ids or ()) - set(done)
-    if missing:
-        raise not_there(queue, missing)
+    check_found(queue, missing)
 
 
 def counted(number: int) -> str:
     return "1 dead letter" if number == 1 else f"{number:,} dead letters"
+
+
+def short_line(letter: DeadLetter) -> str:
+    return f"{visible(str(letter.id))}\t{visible(letter.reason)}"
+
+
+def table_line(letter: DeadLetter) -> str:
+    return "\t".join(shown(row(letter)))
 
 
 def row(letter: DeadLetter) -> tuple[object, ...]:
@@ -208,7 +267,7 @@ def row(letter: DeadLetter) -> tuple[object, ...]:
     )
 
 
-def print_letter(letter: DeadLetter) -> None:
+def letter_text(letter: DeadLetter) -> str:
     message = letter.message
     facts = {
         "id": letter.id,
@@ -223,13 +282,14 @@ def print_letter(letter: DeadLetter) -> None:
         "reason": letter.reason,
         **{f"header {name}": value for name, value in message.headers.items()},
     }
-    for name, value in facts.items():
-        if value is not None:
-            print(f"{visible(name)}: {visible(str(value))}")
-    print(f"body: {visible(message.body.decode(errors='backslashreplace'))}")
-    for line in letter.error.splitlines():
-        print(f"  {visible(line)}")
-    print()
+    lines = [
+        f"{visible(name)}: {visible(str(value))}"
+        for name, value in facts.items()
+        if value is not None
+    ]
+    lines.append(f"body: {visible(message.body.decode(errors='backslashreplace'))}")
+    lines += [f"  {visible(line)}" for line in letter.error.splitlines()]
+    return "\n".join([*lines, ""])
 
 
 def local_time(moment: float | None) -> str | None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from workqueue.broker import Broker
-from workqueue.cli.options import Session, command
+from workqueue.cli.options import CHECK_TRANSPORT, Session, command
 from workqueue.cli.output import print_json, say
 from workqueue.errors import WorkqueueError
 from workqueue.message import Job
@@ -54,8 +54,10 @@ def demo(
     """See it run: tasks shared, retried and set aside, a worker killed, nothing lost.
 
     On a file of its own, or on the broker that -u or WORKQUEUE_URL names. Exit 1 if a task was
-    lost.
+    lost, or a worker failed.
     """
+    from workqueue.testing.checked import checked
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workqueue-demo-")))
         if session.find_url() is None:
@@ -67,11 +69,11 @@ def demo(
                 quiet=session.quiet,
                 verbose=session.verbose,
             )
-        broker = stack.enter_context(session.connect())
+        broker = checked(stack.enter_context(session.connect()))
         show = Show(session, broker, folder, plan(tasks))
         stack.callback(show.clean_up)
         show.run()
-    if show.lost:
+    if show.lost or show.failed:
         raise typer.Exit(1)
 
 
@@ -126,6 +128,7 @@ class Show:
     done: dict[int, int] = field(default_factory=dict)
     per_worker: dict[int, int] = field(default_factory=dict)
     redelivered: set[int] = field(default_factory=set)
+    failed: int = 0
     failures: int = 0
     requeued: int = 0
     began: float = 0.0
@@ -169,7 +172,12 @@ class Show:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if self.session.verbose else subprocess.DEVNULL,
-            env={**os.environ, "WORKQUEUE_URL": url, JOURNAL: str(self.journal)},
+            env={
+                **os.environ,
+                "WORKQUEUE_URL": url,
+                CHECK_TRANSPORT: "1",
+                JOURNAL: str(self.journal),
+            },
         )
 
     def watch(self, refresh: Any) -> None:
@@ -243,6 +251,9 @@ class Show:
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
+            if worker.returncode and worker.pid != self.killed:
+                self.failed += 1
+                self.tell(f"worker {worker.pid} exited {worker.returncode}: -v shows why")
 
     def clean_up(self) -> None:
         """Whatever happened: no worker and no queue of ours is left behind."""

@@ -14,10 +14,11 @@ from typing import Annotated
 import typer
 
 from workqueue import __version__, registry
-from workqueue.cli.options import Session, command, duration, password_in
+from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, print_table, show_log
-from workqueue.cli.setup import describe, masked
+from workqueue.cli.setup import describe
 from workqueue.errors import WorkqueueError
+from workqueue.masking import has_secret, mask
 from workqueue.message import visible
 from workqueue.transport import DEAD_SUFFIX, Examinable, Finding, Transport, check_name
 
@@ -98,11 +99,11 @@ def environment(session: Session) -> Iterator[Finding]:
     """Which broker was named, and who can read its password where it was named."""
     url = session.find_url()
     if url is None:
-        there = "" if registry.default_file().exists() else ", which is made on first use"
+        there = "" if registry.is_made(registry.default_file()) else ", which is made on first use"
         found = f"none was named: the embedded file {registry.default_file()}{there}"
         yield Finding(state="ok", check="url", found=found)
         return
-    told = str(masked(url))
+    told = mask(url)
     if flags := session.secrets_in_argv():
         yield Finding(
             state="warn",
@@ -113,7 +114,7 @@ def environment(session: Session) -> Iterator[Finding]:
         return
     if session.url is None and session.url_file is not None:
         mode = stat.S_IMODE(session.url_file.stat().st_mode)
-        if mode & 0o077 and password_in(url):
+        if mode & 0o077 and has_secret(url):
             yield Finding(
                 state="warn",
                 check="url",
@@ -127,7 +128,7 @@ def environment(session: Session) -> Iterator[Finding]:
 def broker(session: Session, queues: list[str], timeout: float | None) -> Iterator[Finding]:
     """What the transport finds. Raises ConfigError for a URL that cannot be."""
     named = session.find_url()
-    if named is None and not registry.default_file().parent.exists():
+    if named is None and not registry.is_made(registry.default_file().parent):
         return  # all of it is made on first use
     url = named or registry.default_url()
     amqp = url.lower().startswith("amqp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -16,6 +17,9 @@ from workqueue.errors import BadPayload
 from workqueue.message import DEFAULT_PRIORITY, Delivery, Message, new_id
 from workqueue.transports.copies import without_brokers_own
 
+MOST_PRIORITY = 255
+"""What a message of another client may have, and keeps in a copy."""
+
 
 def record_of(message: Message) -> dict[str, Any]:
     """`message` as an object whose line `read_envelope` takes."""
@@ -24,7 +28,7 @@ def record_of(message: Message) -> dict[str, Any]:
         record["body"] = message.body.decode()
     except UnicodeDecodeError:
         record["body_base64"] = base64.b64encode(message.body).decode()
-    return record | {
+    record |= {
         "content_type": message.content_type,
         "content_encoding": message.content_encoding,
         "headers": {name: sayable(value) for name, value in message.headers.items()},
@@ -32,7 +36,26 @@ def record_of(message: Message) -> dict[str, Any]:
         "priority": message.priority,
         "correlation_id": message.correlation_id,
         "reply_to": message.reply_to,
+        "app_id": message.app_id,
     }
+    if binary := [pointer for pointer, _, _ in values_of(message.headers, bytes)]:
+        record["headers_base64"] = binary
+    return record
+
+
+def values_of(headers: Any, kind: type) -> Iterator[tuple[str, Any, Any]]:
+    """Each value of this kind in tables and lists: its JSON pointer (RFC 6901), and the table or
+    list and the key or index under which it is."""
+    waiting: list[tuple[str, Any]] = [("", headers)]
+    while waiting:
+        pointer, holder = waiting.pop()
+        items = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        for key, value in items:
+            step = f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
+            if isinstance(value, kind):
+                yield step, holder, key
+            elif isinstance(value, dict | list | tuple):
+                waiting.append((step, value))
 
 
 def sayable(value: Any) -> Any:
@@ -68,7 +91,9 @@ def letter_record(letter: DeadLetter) -> dict[str, Any]:
 
 
 class Envelope(msgspec.Struct):
-    """The keys that are taken; others, such as the attempt and the death, are left behind."""
+    """The keys that are taken; others, such as the death, are left behind. `headers_base64` are
+    JSON pointers to what in `headers` is bytes. The attempt tells what was received from what was
+    written by hand."""
 
     id: str | None = None
     body: Any = None
@@ -78,8 +103,11 @@ class Envelope(msgspec.Struct):
     type: str | None = None
     headers: dict[str, Any] = {}
     priority: int = DEFAULT_PRIORITY
+    headers_base64: list[str] = []
+    attempt: int | None = None
     correlation_id: str | None = None
     reply_to: str | None = None
+    app_id: str | None = None
 
 
 def read_envelope(line: bytes) -> Message:
@@ -94,7 +122,11 @@ def read_envelope(line: bytes) -> Message:
         for name, value in without_brokers_own(envelope.headers).items()
         if not name.startswith("workqueue-")
     }
+    restore_bytes(headers, frozenset(envelope.headers_base64))
     check_headers(headers)
+    most = MOST_PRIORITY if envelope.attempt is not None else 9
+    if not 0 <= envelope.priority <= most:
+        raise BadPayload(f"priority {envelope.priority}: choose between 0 and {most}")
     return Message(
         body=body,
         id=envelope.id or new_id(),
@@ -105,8 +137,19 @@ def read_envelope(line: bytes) -> Message:
         priority=envelope.priority,
         correlation_id=envelope.correlation_id,
         reply_to=envelope.reply_to,
+        app_id=envelope.app_id,
         sent_at=time.time(),
     )
+
+
+def restore_bytes(headers: dict[str, Any], pointers: frozenset[str]) -> None:
+    """What `pointers` name is bytes again, as far as it is still there. Raises BadPayload."""
+    for pointer, holder, key in values_of(headers, str) if pointers else ():
+        if pointer in pointers:
+            try:
+                holder[key] = base64.b64decode(holder[key], validate=True)
+            except ValueError as error:
+                raise BadPayload(f"header {pointer} is not base64: {error}") from error
 
 
 def body_of(envelope: Envelope) -> tuple[bytes, str | None]:

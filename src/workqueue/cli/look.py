@@ -11,7 +11,7 @@ from workqueue.broker import Broker
 from workqueue.cli.envelope import delivery_record, letter_record
 from workqueue.cli.options import Session, command
 from workqueue.cli.output import print_json, print_table, say
-from workqueue.errors import QueueNotFound
+from workqueue.errors import LookCutShort, QueueNotFound
 from workqueue.transport import DEAD_SUFFIX, QueueStats
 
 SHORT_BODY = 60
@@ -73,12 +73,19 @@ def peek(
     The lines of --json can be sent again: workqueue send QUEUE --envelope -
     """
     with session.connect() as broker:
-        if state == "dead":
-            letters = list(broker.queue(queue).dead.letters(limit=count))
-            records = [letter_record(letter) for letter in letters]
-        else:
-            seen = broker.transport.peek(queue, count, state)
-            records = [delivery_record(delivery) for delivery in seen]
+        records: list[dict[str, Any]] = []
+        try:
+            if state == "dead":
+                records.extend(map(letter_record, broker.queue(queue).dead.letters(limit=count)))
+            else:
+                records.extend(map(delivery_record, broker.transport.peek(queue, count, state)))
+        except LookCutShort as error:
+            show_records(session, records or [delivery_record(one) for one in error.deliveries])
+            raise
+    show_records(session, records)
+
+
+def show_records(session: Session, records: list[dict[str, Any]]) -> None:
     if session.json:
         for record in records:
             print_json(record)

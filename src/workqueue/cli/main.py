@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 from workqueue.errors import (
@@ -17,15 +19,23 @@ from workqueue.errors import (
     ConnectionLost,
     ConsumerLost,
     HandlerNotFound,
+    LookCutShort,
     NotSent,
     QueueFull,
     QueueMismatch,
     QueueNotFound,
+    RunnerFailed,
     StorageError,
+    TransportFault,
     UnknownScheme,
     WorkqueueError,
     show,
 )
+from workqueue.masking import mask, mask_all
+
+USAGE = 2
+BUG = 70
+INTERRUPTED = 130
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (BadPayload, 65),
@@ -34,6 +44,8 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (AccessRefused, 77),
     (ConfigError, 78),
     (StorageError, 78),
+    (TransportFault, BUG),
+    (RunnerFailed, BUG),
     (WorkqueueError, 1),
 ]
 """First match counts. The rest: 0 done, 2 usage, 3 partly done, 70 a bug of ours, 130 and 143 told
@@ -42,9 +54,41 @@ twice to stop. The numbers are those of sysexits.h."""
 MIGRATABLE = {"type": "--type", "max length": "--max-length", "ttl": "--ttl"}
 """The parameters of a queue that `workqueue migrate` can change, with its options."""
 
-USAGE = 2
-BUG = 70
-INTERRUPTED = 130
+NEXT_COMMANDS: list[tuple[type[WorkqueueError], str]] = [
+    (UnknownScheme, "workqueue plugins"),
+    (HandlerNotFound, "workqueue work --help"),
+    (RunnerFailed, "workqueue work -v …"),
+    (AccessRefused, "export WORKQUEUE_URL=amqp://user:password@host/vhost"),
+    (ConnectionLost, "workqueue doctor"),
+    (StorageError, "workqueue doctor"),
+    (QueueFull, "workqueue status"),
+]
+"""What to type after an error that names no command itself. First match counts."""
+
+OWN_LIMITS = {
+    errno.EMFILE: ("this process may have no more files open", "ulimit -n 4096"),
+    errno.ENFILE: ("this machine may have no more files open", "sysctl fs.file-nr"),
+    errno.EAGAIN: ("this user may have no more processes or threads", "ulimit -u"),
+    errno.ENOMEM: ("there is no memory left", "free -h"),
+    errno.ENOSPC: ("the disk is full", "df -h"),
+    errno.EDQUOT: ("this user's share of the disk is used up", "quota"),
+    errno.EFBIG: ("a file may not grow any further", "ulimit -f"),
+    errno.EIO: ("a disk or a terminal has failed", "dmesg"),
+}
+"""What the system refuses to a process, whatever it asks for, and how to see more."""
+
+OWN_FILES = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+FILE_TROUBLES = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ESTALE})
+
+OUTPUT_TROUBLES = frozenset(
+    {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+)
 
 
 def main() -> None:
@@ -52,6 +96,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     gc.disable()  # until the command begins: what is imported is no garbage
     fill_standard_streams()
+    escape_what_cannot_be_shown()
     try:
         code = run(arguments)
         sys.stdout.flush()
@@ -100,25 +145,49 @@ def fill_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
+def escape_what_cannot_be_shown() -> None:
+    """On a terminal or in a file whose encoding lacks a character, print its escape instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def complain(*lines: str) -> None:
+    """To standard error, as far as it takes anything."""
+    from workqueue.message import visible
+
+    with suppress(OSError, ValueError):
+        for line in lines:
+            print(visible(line), file=sys.stderr)
+
+
 def leave_by_output(error: Exception) -> None:
-    """If standard output takes no more: its reader has gone (`workqueue status | head`), or the
-    disk is full. All else that writes makes of an OSError an error of its own."""
-    if not isinstance(error, OSError) or error.errno not in (errno.EPIPE, errno.ENOSPC):
+    """If standard output takes no more: its reader has gone (`workqueue status | head`), it is not
+    open for writing, or the disk is full."""
+    if not isinstance(error, OSError) or not is_about_output(error):
         return
     # What is still in its buffer must not fail again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno != errno.EPIPE:
-        print(f"workqueue: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        print("  Try: df -h", file=sys.stderr)
+        _, command = OWN_LIMITS.get(error.errno or 0, ("", "ls -l /dev/stdout"))
+        told = f"workqueue: cannot write to standard output: {error.strerror}"
+        complain(told, f"  Try: {command}")
     sys.exit(1)
+
+
+def is_about_output(error: OSError) -> bool:
+    """All else that writes makes of an OSError an error of its own, or names a file."""
+    if error.filename is not None:
+        return False
+    if error.errno == errno.EAGAIN:  # else it is about a process that could not be started
+        return hasattr(error, "characters_written")
+    return error.errno in OUTPUT_TROUBLES
 
 
 def leave_by_usage(error: Exception, arguments: list[str]) -> None:
     """If the command line cannot be understood, or its user said no to a question."""
     if type(error).__name__ == "Abort":
         sys.exit(1)
-    from workqueue.message import visible
-
     told = getattr(error, "format_message", None)
     if told is None:
         return
@@ -127,24 +196,23 @@ def leave_by_usage(error: Exception, arguments: list[str]) -> None:
 
     if found := setting_behind(error):
         problem = getattr(error, "message", "") or told()
-        leave(BadSettings(found.source, f"{found.name} = {found.value!r}: {problem}"), arguments)
+        value = mask(repr(found.value))
+        leave(BadSettings(found.source, f"{found.name} = {value}: {problem}"), arguments)
     # For a group without a command, Typer has printed the help already.
     if type(error).__name__ != "NoArgsIsHelpError":
         line = " ".join(told().split()).removeprefix("Invalid value: ").replace("Value error, ", "")
         path = context.command_path if context else command_in(arguments)
-        print(f"workqueue: {visible(line[:1].lower() + line[1:])}", file=sys.stderr)
-        print(f"  Try: {path} --help", file=sys.stderr)
+        complain(f"workqueue: {mask_all(line[:1].lower() + line[1:])}", f"  Try: {path} --help")
     sys.exit(USAGE)
 
 
 def leave(error: Exception, arguments: list[str]) -> NoReturn:
     """Say what happened and what to type next; no traceback unless asked."""
-    from workqueue.message import visible
-
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "-v" in ours or "--verbose" in ours:
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            print(visible(line), file=sys.stderr)
+        complain(*mask_all("".join(traceback.format_exception(error))).splitlines())
+    if not isinstance(error, WorkqueueError):
+        error = from_environment(error) or error
     if not isinstance(error, WorkqueueError):
         error = WorkqueueError(
             f"this is a bug in workqueue: {type(error).__name__}: {error}",
@@ -154,15 +222,44 @@ def leave(error: Exception, arguments: list[str]) -> NoReturn:
     else:
         code = exit_code(error)
         command = next_command(error, arguments)
-    print(f"workqueue: {visible(str(error))}", file=sys.stderr)
-    if error.hint and error.hint != command:
-        print(f"  {visible(error.hint)}", file=sys.stderr)
-    print(f"  Try: {visible(command)}", file=sys.stderr)
+    hints = [f"  {error.hint}"] if error.hint and error.hint != command else []
+    complain(f"workqueue: {mask_all(str(error))}", *hints, f"  Try: {command}")
     sys.exit(code)
 
 
+def from_environment(error: Exception) -> WorkqueueError | None:
+    """What the user can do about an error that the system raised; None for a bug of ours."""
+    found: WorkqueueError
+    match error:
+        case MemoryError():
+            return from_environment(OSError(errno.ENOMEM, ""))
+        case RuntimeError() if "can't start new thread" in str(error):
+            return from_environment(OSError(errno.EAGAIN, ""))
+        case UnicodeEncodeError(reason="surrogates not allowed"):
+            found = ConfigError("a word of the command line, or of the environment, is not UTF-8")
+            command = "locale"
+        case OSError(errno=number) if number in OWN_LIMITS:
+            told, command = OWN_LIMITS[number]
+            found = ConfigError(f"{told}{naming(error)}")
+        case OSError(errno=number) if isinstance(error, OWN_FILES) or number in FILE_TROUBLES:
+            missing = "the current folder, or a file" if not error.filename else ""
+            found = ConfigError(f"{missing or error.filename}: {error.strerror}")
+            command = f"ls -ld {shlex.quote(os.fsdecode(error.filename or '.'))}"
+        case OSError() if isinstance(error, ConnectionError | TimeoutError):
+            found, command = ConnectionLost(str(error.strerror or error)), "workqueue doctor"
+        case _:
+            return None
+    found.command = command
+    return found
+
+
+def naming(error: OSError) -> str:
+    """The file that it is about, if it is about one."""
+    return f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+
+
 def exit_code(error: WorkqueueError) -> int:
-    if isinstance(error, NotSent) and error.sent:
+    if isinstance(error, LookCutShort) or (isinstance(error, NotSent) and error.sent):
         return 3
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
@@ -184,20 +281,12 @@ def next_command(error: WorkqueueError, arguments: list[str]) -> str:
             return migration(error)
         case QueueNotFound():
             return f"workqueue declare {shlex.quote(error.queue)}"
-        case UnknownScheme():
-            return "workqueue plugins"
-        case HandlerNotFound():
-            return "workqueue work --help"
-        case AccessRefused():
-            return "export WORKQUEUE_URL=amqp://user:password@host/vhost"
+        case LookCutShort():
+            return f"workqueue status {shlex.quote(error.queue)}"
         case StorageError(hint=hint) if hint.startswith("mkdir "):
             return hint
-        case ConnectionLost() | StorageError():
-            return "workqueue doctor"
-        case QueueFull():
-            return "workqueue status"
-        case _:
-            return f"{command_in(arguments)} --help"
+    known = (command for kind, command in NEXT_COMMANDS if isinstance(error, kind))
+    return next(known, f"{command_in(arguments)} --help")
 
 
 def migration(error: QueueMismatch) -> str:

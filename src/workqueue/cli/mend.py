@@ -74,7 +74,10 @@ def migrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Even if somebody sends past us, and may lose what he sends."),
+        typer.Option(
+            "--force",
+            help="Even if somebody sends past us, whose messages or bindings may be lost.",
+        ),
     ] = False,
     yes: Yes = False,
 ) -> None:
@@ -82,6 +85,7 @@ def migrate(
 
     A parameter that is not named is not set afterwards; the type stays. Senders and workers of
     ours wait meanwhile and go on by themselves. If this is interrupted, call it again: it goes on.
+    On RabbitMQ give --management-url: without it bindings that others made cannot be kept.
     """
     spec = QueueSpec(name=queue, type=type, max_length=max_length, ttl=ttl)
     if not spec.asks:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,10 @@ from workqueue.broker import Broker, connect
 from workqueue.cli.output import say, show_log
 from workqueue.cli.plain import PlainCommand
 from workqueue.errors import ConfigError
+from workqueue.masking import has_secret
+
+CHECK_TRANSPORT = "WORKQUEUE_CHECK_TRANSPORT"
+"""The variable with which every command holds its transport to the contract, at every call."""
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -48,17 +54,19 @@ class Session(msgspec.Struct, frozen=True):
         """The broker's URL; None is the embedded file."""
         if self.url or self.url_file is None:
             return self.url or None
-        try:
-            url = self.url_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise ConfigError(f"cannot read the URL from {self.url_file}: {reason}") from error
-        if not url:
-            raise ConfigError(f"{self.url_file} is empty: there should be a URL in it")
-        return url
+        return read_url(self.url_file)
+
+    def url_source(self) -> registry.URL | None:
+        """The same for whoever connects more than once: from a file it is read each time."""
+        file = self.url_file
+        if self.url or file is None:
+            return self.url or None
+        with suppress(OSError):  # there may be no current folder
+            file = file.absolute()  # a handler may go to another one
+        return lambda: read_url(file)
 
     def connect(self) -> Broker:
-        url = self.find_url()
+        url, source = self.find_url(), self.url_source()
         if url is None:
             self.introduce_embedded_file()
         for flag in self.secrets_in_argv():
@@ -75,19 +83,24 @@ class Session(msgspec.Struct, frozen=True):
             )
         show_log(quiet=self.quiet, verbose=self.verbose)
         amqp = url is not None and url.lower().startswith("amqp")
-        return connect(url, management_url=self.management_url if amqp else None)
+        broker = connect(source, management_url=self.management_url if amqp else None)
+        if not os.environ.get(CHECK_TRANSPORT):
+            return broker
+        from workqueue.testing.checked import checked
+
+        return checked(broker)
 
     def secrets_in_argv(self) -> list[str]:
         """The flags that show a password to whoever runs `ps`."""
         return [
             f"--{name.replace('_', '-')}"
             for name, url in (("url", self.url), ("management_url", self.management_url))
-            if name in self.in_argv and url and password_in(url)
+            if name in self.in_argv and url and has_secret(url)
         ]
 
     def introduce_embedded_file(self) -> None:
         file = registry.default_file()
-        if not file.exists():
+        if not registry.is_made(file):
             self.say(f"no broker was named: using the embedded queue {file}")
             self.say("for RabbitMQ, set WORKQUEUE_URL=amqp://user:password@host/vhost")
 
@@ -96,13 +109,25 @@ class Session(msgspec.Struct, frozen=True):
             say(text)
 
 
-def password_in(url: str) -> bool:
-    """Also in what is not quite a URL: the password may be why it is not."""
-    login = url.partition("://")[2].rpartition("@")[0]
-    return bool(login.partition(":")[2]) or any(
-        value and any(word in name for word in ("pass", "secret", "token"))
-        for name, _, value in (part.partition("=") for part in re.split("[?&]", url)[1:])
-    )
+read_once: dict[Path, str] = {}
+"""What came out of pipes, as in --url-file <(pass show rabbitmq): nothing comes a second time."""
+
+
+def read_url(file: Path) -> str:
+    """The URL in `file`. Raises ConfigError."""
+    if file in read_once:
+        return read_once[file]
+    try:
+        url = file.read_text().strip()
+        regular = file.is_file()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"cannot read the URL from {file}: {reason}") from error
+    if not url:
+        raise ConfigError(f"{file} is empty: there should be a URL in it")
+    if not regular:
+        read_once[file] = url
+    return url
 
 
 def common_options(

@@ -262,8 +262,8 @@ class Shape(msgspec.Struct, frozen=True):
         """Raises BadPayload for a body that is not what it is said to be."""
         made = self.enveloped(body) if self.envelope else self.plain(body)
         priority = made.priority if self.priority is None else self.priority
-        made = replace(made, delay=self.delay, ttl=self.ttl, priority=priority)
-        return check_message(made)
+        made = replace(made, delay=self.delay, ttl=self.ttl, priority=min(priority, 9))
+        return replace(check_message(made), priority=priority)
 
     def enveloped(self, line: bytes) -> Message:
         """What the envelope says, and in its place what the options say."""

@@ -12,6 +12,7 @@ that was meant and silently ignored is worse. Only help is shown all the same.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,10 @@ import msgspec
 import typer
 
 from workqueue.errors import ConfigError
+from workqueue.registry import own_folder
+
+LONGEST = 1_000_000
+"""Characters of a file of settings."""
 
 BROKER = {"url", "url-file"}
 """The settings that name the broker."""
@@ -45,8 +50,9 @@ def candidate_files() -> list[Path]:
     """Where settings may be, weakest first."""
     from platformdirs import user_config_path
 
-    user = user_config_path("workqueue", appauthor=False) / "config.toml"
-    return [user, Path("pyproject.toml"), Path("workqueue.toml")]
+    own = own_folder(user_config_path)
+    files = [Path("pyproject.toml"), Path("workqueue.toml")]
+    return [own / "config.toml", *files] if own else files
 
 
 def load_settings() -> dict[str, Setting]:
@@ -61,14 +67,37 @@ def load_settings() -> dict[str, Setting]:
     return settings
 
 
-def read(file: Path) -> Mapping[str, Any]:
+def is_there(file: Path) -> bool:
+    """Whether there is such a file. In a folder that this user may not search, nobody has left
+    settings for this user."""
     try:
-        text = file.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return bool(file.stat())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    except (OSError, ValueError) as error:
+        raise BadSettings(file, getattr(error, "strerror", None) or str(error)) from error
+
+
+def text_of(file: Path) -> str:
+    """What is in `file`. Raises BadSettings."""
+    mode = file.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # /dev/null stands for no settings
+        raise BadSettings(file, "it is not a regular file")
+    try:
+        with file.open() as opened:
+            text = opened.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise BadSettings(file, reason) from error
+    if len(text) > LONGEST:
+        raise BadSettings(file, f"it is longer than {LONGEST:,} characters")
+    return text
+
+
+def read(file: Path) -> Mapping[str, Any]:
+    if not is_there(file):
+        return {}
+    text = text_of(file)
     # Imported late: most have no such file, and wait for each command to begin.
     import tomllib
 

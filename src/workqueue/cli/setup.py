@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
@@ -13,7 +13,9 @@ from workqueue import registry
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, print_table
 from workqueue.cli.plain import PlainGroup
-from workqueue.cli.settings import candidate_files, load_settings, variables_of
+from workqueue.cli.settings import candidate_files, is_there, load_settings, variables_of
+from workqueue.masking import mask
+from workqueue.message import visible
 from workqueue.transport import QueueSpec, QueueType
 
 
@@ -110,8 +112,9 @@ def config_show(session: Session) -> None:
         chosen[flag] = (getattr(session, name), f"--{flag}")
     if session.url is None and session.url_file is not None:
         chosen["url"] = (session.find_url(), str(session.url_file))
-    chosen.setdefault("url", (f"sqlite:///{registry.default_file()}", "default"))
-    rows = [(name, masked(value), source) for name, (value, source) in sorted(chosen.items())]
+    if "url" not in chosen and (file := registry.own_file()):
+        chosen["url"] = (f"sqlite:///{file}", "default")
+    rows = [(name, shown(value), source) for name, (value, source) in sorted(chosen.items())]
     columns = ("setting", "value", "source")
     if session.json:
         for row in rows:
@@ -123,23 +126,16 @@ def config_show(session: Session) -> None:
 def config_path(session: Session) -> None:
     """Where settings are looked for, the strongest first."""
     for file in reversed(candidate_files()):
-        found = file.is_file()
+        with suppress(OSError):  # without a current folder, its files are named as they are
+            file = file.absolute()
         if session.json:
-            print_json({"path": str(file.absolute()), "exists": found})
+            print_json({"path": str(file), "exists": is_there(file)})
         else:
-            print(file.absolute())
+            print(visible(str(file)))
 
 
-def masked(value: object) -> object:
-    """A URL's password is nobody's business, even where the URL is not quite one.
-
-    Hidden is all from the first colon of the login to the last @, and what the query calls a
-    secret.
-    """
-    if not isinstance(value, str) or "://" not in value:
-        return value
-    scheme, _, rest = value.partition("://")
-    login, at, place = rest.rpartition("@")
-    user, colon, _ = login.partition(":")
-    place = re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", r"\1***", place)
-    return f"{scheme}://{user}{colon and ':***'}{at}{place}"
+def shown(value: object) -> object:
+    """A setting's value without its secrets."""
+    if isinstance(value, list):
+        return [shown(one) for one in value]
+    return mask(value) if isinstance(value, str) else value

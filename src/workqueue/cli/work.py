@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workqueue.cli.init import leave_process_1
 from workqueue.cli.options import Session, command, duration
 from workqueue.cli.output import print_json, say, show_log
 from workqueue.cli.plain import PlainCommand
@@ -19,6 +20,10 @@ from workqueue.worker import Tally, Worker
 
 SECRETS = ("WORKQUEUE_URL", "WORKQUEUE_URL_FILE", "WORKQUEUE_MANAGEMENT_URL")
 """Not for the environment of commands, unless asked for: they hold passwords."""
+
+UNPLACED = 69
+"""Exit code of a worker that left tasks behind whose copies the broker did not take: as for a
+broker that cannot be reached, another run may succeed."""
 
 
 class WorkCommand(PlainCommand):
@@ -157,7 +162,12 @@ def work(
         typer.Option("-n", "--max-messages", min=1, help="Leave after this many."),
     ] = None,
     until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="Leave when nothing has come for a second.")
+        bool,
+        typer.Option(
+            "--until-empty",
+            help="Leave when nothing has come for a second. Waits for retries, but two minutes at "
+            "most for what handlers only put off.",
+        ),
     ] = False,
     grace: Annotated[
         float,
@@ -231,6 +241,7 @@ def work(
         raise typer.BadParameter("one HANDLER, such as tasks:handle, or --exec -- COMMAND")
     if reload and (exec_ or in_ == "thread"):
         raise typer.BadParameter("--reload restarts child processes: it needs a HANDLER in them")
+    leave_process_1()
     # Each of these is imported where it is used: half of the time that a worker takes to start,
     # and what it weighs for as long as it lives, is what it imports.
     finish_lost = on_lost == "finish"
@@ -281,16 +292,20 @@ def work(
     report(session, queue, tally)
     if tally.forced:
         sys.exit(128 + tally.forced)
+    if tally.unplaced:
+        sys.exit(UNPLACED)
 
 
 def report(session: Session, queue: str, tally: Tally) -> None:
     if session.json:
         record = asdict(tally)
-        del record["forced"]
+        del record["forced"], record["unplaced"]  # the exit code tells of both
         print_json({"queue": queue, **record})
     told = f"{tally.done} done, {tally.retried} retried, {tally.dead} dead"
     if tally.handed_back:
         told += f", {tally.handed_back} handed back"
     if tally.lost:
         told += f", {tally.lost} lost to other workers"
+    if tally.unplaced:
+        told += f"; {tally.unplaced} of them run again: the broker did not take their copies"
     session.say(f"stopped: {told}")

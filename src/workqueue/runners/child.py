@@ -4,11 +4,17 @@ Two sockets come from the worker. On one go jobs and endings, as frames of Messa
 once when they are tiny; the other carries single bytes, and its end is the sign that the worker is
 gone. Besides there is a pipe with a token for each job. Whoever takes the token out has the job:
 the child before it begins, or the worker, which can so take back what has not begun, whatever the
-child is doing, and knows of a child that died how far it had come.
+child is doing, and knows of a child that died how far it had come. And there is a page of memory
+that both share, where the child notes how a job ended as soon as its handler has: nothing that
+fails between that moment and the report, not even the death of the child, undoes the job.
+
+A child obeys the worker alone, by the second socket. A stop signal that comes from elsewhere was
+sent to all processes of a service at once: the worker heard it too, and lets the job finish.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import signal
@@ -16,12 +22,13 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
+from contextlib import suppress
 from struct import Struct
 from types import FrameType
 from typing import NoReturn
 
 import msgspec
+from msgspec.structs import replace
 
 from workqueue.errors import ConfigError
 from workqueue.message import Delivery, Lost, Message
@@ -29,13 +36,17 @@ from workqueue.middleware import Middleware, load_middleware
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.handler import (
     Function,
+    Interrupted,
+    current_folder,
+    described,
     function_of,
     handle,
     load_handler,
+    one_line,
     options_of,
     retry_of,
 )
-from workqueue.runners.runner import Verdict
+from workqueue.runners.runner import STOP_SIGNALS, Ending, Verdict
 
 head = Struct(">I")
 token = Struct(">Q")
@@ -45,6 +56,9 @@ REPORT_EVERY = 0.002
 
 LOSE = b"L"
 """The byte that tells: the message of the job that runs was taken away."""
+
+STOP = b"S"
+"""The byte that asks the job that runs to stop."""
 
 
 class Setup(msgspec.Struct):
@@ -80,22 +94,26 @@ class Report(msgspec.Struct, array_like=True):
     files: list[str] = []
     options: dict[str, TaskOptions] = {}
     retry: bytes = b""
+    signalled: bool = False
 
 
 READY, UNUSABLE = "ready", "unusable"
 
 
-class Interrupted(SystemExit):
-    """The worker asks this child to stop: handlers may clean up in `finally`."""
-
-
 class Child:
-    """This process: its two sockets, its tokens, and the flag of the job that runs."""
+    """This process: its two sockets, its tokens, its page, and the flags of the job that runs.
 
-    def __init__(self, jobs: socket.socket, control: socket.socket, tokens: int) -> None:
+    `handling` is true while its handler runs, `asked` from when the worker asked it to stop until
+    that was raised in it, `stopped` from then on; `signalled` if a signal came from elsewhere.
+    """
+
+    def __init__(
+        self, jobs: socket.socket, control: socket.socket, tokens: int, page: Page
+    ) -> None:
         self.jobs = jobs
         self.control = control
         self.tokens = tokens
+        self.page = page
         self.spare = 0
         self.inbox = Inbox()
         self.outbox = bytearray()
@@ -103,6 +121,7 @@ class Child:
         self.decoder = msgspec.msgpack.Decoder(Task)
         self.encoder = msgspec.msgpack.Encoder()
         self.lost = Lost()
+        self.handling = self.asked = self.stopped = self.signalled = False
         self.middleware: list[Middleware] = []
 
     def keep_to_itself(self) -> None:
@@ -114,9 +133,57 @@ class Child:
 
         def forked() -> None:
             for descriptor in descriptors:
-                os.close(descriptor)
+                with suppress(OSError):
+                    os.close(descriptor)
 
         os.register_at_fork(after_in_child=forked)
+
+    def keep_signals_to_itself(self) -> None:
+        """A process that a handler forks dies of a signal as it would in any Python program, also
+        of one that comes before it has let go of ours."""
+        masks = threading.local()
+
+        def before() -> None:
+            masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+        def after() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+        def forked() -> None:
+            self.let_go_of_signals()
+            after()
+
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=forked)
+
+    def heed_signals(self) -> None:
+        """A function for each stop signal, which programs that a handler starts do not inherit, as
+        they would inherit that a signal is ignored. Where we were started so (nohup), it stays."""
+        for number in STOP_SIGNALS:
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.heed)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def heed(self, number: int, frame: FrameType | None) -> None:
+        """Raise Interrupted in the handler, once, if the worker has asked for it."""
+        if not self.asked:
+            self.signalled = True
+        elif self.handling:
+            self.asked = False
+            raise Interrupted(128 + number)
+
+    def heed_again(self) -> None:
+        """What an earlier handler has left as Python has it at its start (asyncio does, after
+        add_signal_handler) is heeded again; what it made of it on purpose is its own."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, self.heed)
+
+    def let_go_of_signals(self) -> None:
+        """In a process that a handler has forked: as in any Python program."""
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) == self.heed:
+                usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, usual)
 
     def serve(self) -> None:
         handler = self.prepare()
@@ -134,19 +201,30 @@ class Child:
             attempt=task.attempt,
             redelivered=task.redelivered,
         )
-        self.lost = Lost()
-        ending = handle(handler, delivery, self.lost, self.middleware)
-        # What the handler printed appears with its job, also when it goes to a file or pipe.
-        flush_output()
+        ending = self.ending(handler, delivery)
         verdict, seconds = ending.verdict, ending.seconds
         if verdict is Verdict.DONE:
-            self.note(Report(verdict.value, task.number, seconds))
-            if time.monotonic() - self.reported_at < REPORT_EVERY:
-                return
+            report = Report(verdict.value, task.number, seconds)
         else:
             told = ending.reason, ending.error, ending.delay
-            self.note(Report(verdict.value, task.number, seconds, *told))
-        self.flush()
+            signalled = ending.signalled or self.signalled
+            report = Report(verdict.value, task.number, seconds, *told, signalled=signalled)
+        self.note(report)
+        # What the handler printed appears with its job, also when it goes to a file or pipe.
+        flush_output()
+        if verdict is not Verdict.DONE or time.monotonic() - self.reported_at >= REPORT_EVERY:
+            self.flush()
+
+    def ending(self, handler: Function, delivery: Delivery) -> Ending:
+        """Run the handler. STOPPED if the worker asked for that while it ran, whatever it made of
+        it: it may have returned with its work half done."""
+        self.lost = Lost()
+        self.asked = self.stopped = self.signalled = False
+        self.heed_again()
+        self.handling = True
+        ending = handle(handler, delivery, self.lost, self.middleware)
+        self.handling = False
+        return replace(ending, verdict=Verdict.STOPPED) if self.stopped else ending
 
     def next_frame(self) -> bytes | None:
         """The next job; what has ended is said before waiting for one."""
@@ -179,7 +257,11 @@ class Child:
             found = load_handler(setup.handler)
             retry = packed(retry_of(found))
         except ConfigError as error:
-            self.report(Report(UNUSABLE, reason=str(error), error=error.hint))
+            self.report(Report(UNUSABLE, reason=one_line(str(error)), error=error.hint))
+            return None
+        except BaseException as error:  # noqa: BLE001 - the user's modules may raise anything
+            told = f"loading {setup.handler} failed: {described(error)}"
+            self.report(Report(UNUSABLE, reason=one_line(told)))
             return None
         self.report(Report(READY, files=own_files(), options=options_of(found), retry=retry))
         return function_of(found, setup.handler)
@@ -189,7 +271,9 @@ class Child:
         self.flush()
 
     def note(self, report: Report) -> None:
+        """For the worker to read: soon from the socket, or from the page if we die before."""
         payload = self.encoder.encode(report)
+        self.page.write(payload)
         self.outbox += head.pack(len(payload)) + payload
 
     def flush(self) -> None:
@@ -200,9 +284,16 @@ class Child:
 
     def listen(self) -> None:
         """In a thread of its own, while a handler runs in the first."""
-        while byte := self.control.recv(1):
-            if byte == LOSE:
-                self.lost.set()
+        try:
+            while byte := self.control.recv(1):
+                if byte == LOSE:
+                    self.lost.set()
+                elif byte == STOP and self.handling:
+                    self.asked = self.stopped = True
+                    # A signal also ends the call in which the main thread waits.
+                    signal.pthread_kill(main_thread_id(), signal.SIGTERM)
+        except OSError:
+            return  # a handler has closed this socket; the main thread ends the child after it
         kill_own_session()
 
 
@@ -210,14 +301,17 @@ def packed(policy: RetryPolicy | None) -> bytes:
     """For the worker, which never imports the handler. Raises ConfigError."""
     try:
         return pickle.dumps(policy)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ConfigError(f"the queue's retry policy cannot be pickled: {error}") from error
+    except Exception as error:
+        told = f"the queue's retry policy cannot be pickled: {described(error)}"
+        raise ConfigError(told) from error
 
 
 def own_files() -> list[str]:
     """The files of the imported modules that are the user's: below the current folder, and not
     installed."""
-    here = f"{Path.cwd()}{os.sep}"
+    here = f"{current_folder()}{os.sep}"
+    if here == os.sep:
+        return []
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return [
         file
@@ -232,16 +326,42 @@ def kill_own_session() -> NoReturn:
     os._exit(1)
 
 
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(128 + number)
+def main_thread_id() -> int:
+    return threading.main_thread().ident or 0
 
 
 def flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    """Never raises: a handler may have closed them or put anything in their place, nobody may read
+    them any more, and the application may have been started without."""
+    for name in ("stdout", "stderr"):
         try:
-            stream.flush()
-        except (OSError, ValueError):  # closed by the handler, or nobody reads it any more
+            getattr(sys, name).flush()
+        except BaseException:  # noqa: BLE001, S110 - there is nowhere else to say it
             pass
+
+
+class Page:
+    """Memory that the worker and a child share; it outlives the child."""
+
+    SIZE = 16_384
+
+    def __init__(self, descriptor: int) -> None:
+        self.memory = mmap.mmap(descriptor, self.SIZE)
+
+    def write(self, payload: bytes) -> None:
+        """Longer ones are not kept: then the socket alone has them."""
+        head.pack_into(self.memory, 0, 0)  # nothing, for one that dies half-way
+        if len(payload) <= self.SIZE - head.size:
+            self.memory[head.size : head.size + len(payload)] = payload
+            head.pack_into(self.memory, 0, len(payload))
+
+    def read(self) -> bytes:
+        """What was written last, or nothing."""
+        (length,) = head.unpack_from(self.memory, 0)
+        return self.memory[head.size : head.size + length]
+
+    def close(self) -> None:
+        self.memory.close()
 
 
 class Inbox:
@@ -269,16 +389,18 @@ class Inbox:
 
 
 def main() -> None:
-    """Run by `process` with the descriptors of the two sockets and the tokens as arguments."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker to act on
-    signal.signal(signal.SIGTERM, interrupt)
-    jobs, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    child = Child(jobs, control, tokens=int(sys.argv[3]))
+    """Run by `process` with the descriptors of the two sockets, the tokens and the page."""
+    jobs, control, tokens, shared = map(int, sys.argv[1:5])
+    sockets = [socket.socket(fileno=number) for number in (jobs, control)]
+    child = Child(sockets[0], sockets[1], tokens, Page(shared))
+    os.close(shared)  # the page stays
     child.keep_to_itself()
+    child.heed_signals()
+    child.keep_signals_to_itself()
     try:
         child.serve()
         child.flush()
-    except (ConnectionError, Interrupted):
-        pass
+    except (OSError, Interrupted):
+        pass  # the worker is gone, or a handler closed the sockets: what it did is on the page
     flush_output()
     os._exit(0)  # threads that a handler left behind do not keep the child alive

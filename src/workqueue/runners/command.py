@@ -5,6 +5,9 @@
     75      again, however often that was (EX_TEMPFAIL)
     other   a failed attempt, and so is being killed or timing out
 
+A command that dies of a stop signal while the worker is stopping is handed back: systemd, for one,
+signals all processes of a service at once.
+
 No shell is involved, and nothing of the message becomes part of the command line.
 """
 
@@ -28,16 +31,24 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from workqueue.errors import HandlerNotFound
+from workqueue.logs import log
 from workqueue.message import Delivery
 from workqueue.retry import TaskOptions
-from workqueue.runners.guard import Guard
-from workqueue.runners.handler import one_line
+from workqueue.runners.guard import Guard, inherited, open_pidfd, starting
+from workqueue.runners.handler import described, one_line
 from workqueue.runners.process import CLEANUP_TIME, how_it_died
-from workqueue.runners.runner import Ending, Verdict, timed_out
+from workqueue.runners.runner import STOP_STATUSES, Ending, Failure, Verdict, timed_out
+from workqueue.runners.thread import start_slots
 from workqueue.runners.watchdog import signal_session
 
 EX_DATAERR = 65
 EX_TEMPFAIL = 75
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""Of descriptors, processes or memory."""
+
+SHORTAGE_PAUSE = 5.0
+"""Seconds until a command is tried again that did not start for one of these."""
 
 KEPT_STDERR = 4096
 """Bytes of the end of stderr that become the reason of a failure."""
@@ -51,6 +62,12 @@ background may hold stderr open for ever."""
 
 LOOK_EVERY = 0.02
 """Seconds between looks at a command where the kernel cannot tell of its end."""
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""What keeps any command from being started for a while: no fault of the message, no attempt."""
+
+SHORTAGE_DELAY = 5.0
+"""Seconds until such a message is handed out again."""
 
 
 class CommandRunner:
@@ -90,18 +107,15 @@ class CommandRunner:
         self.stopped: dict[Delivery, float] = {}
         self.timeouts: dict[Delivery, float] = {}
         self.stopping = False
-        self.guard = Guard()
+        self.failure = Failure()
+        with starting():
+            self.guard = Guard()
         self.environment = {
             name: value
             for name, value in self.guard.environment().items()
             if name not in self.withheld
         }
-        self.threads = [
-            threading.Thread(target=self.work, name=f"workqueue-slot-{number}", daemon=True)
-            for number in range(slots)
-        ]
-        for thread in self.threads:
-            thread.start()
+        self.threads = start_slots(slots, self.work)
 
     def run(self, delivery: Delivery, timeout: float | None = None) -> None:
         if timeout is not None:
@@ -121,6 +135,7 @@ class CommandRunner:
         self.ring()
 
     def endings(self) -> list[Ending]:
+        self.failure.raise_once()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
@@ -162,9 +177,23 @@ class CommandRunner:
     # -- in a slot's thread
 
     def work(self) -> None:
+        """The thread of a slot, with its last guard."""
+        running: list[Delivery] = []
+        try:
+            self.serve(running)
+        except BaseException as error:  # noqa: BLE001 - in silence it would look like a long task
+            self.failure.set(f"the thread of a slot died: {described(error)}")
+            for delivery in running:
+                self.end(Ending(delivery, Verdict.STOPPED))
+            self.ring()
+
+    def serve(self, running: list[Delivery]) -> None:
+        """`running` is what was begun and has no ending yet."""
         while (delivery := self.waiting.get()) is not None:
+            running.append(delivery)
             began = time.monotonic()
             ending = self.run_one(delivery)
+            running.clear()
             self.end(replace(ending, seconds=time.monotonic() - began))
 
     def run_one(self, delivery: Delivery) -> Ending:
@@ -181,7 +210,7 @@ class CommandRunner:
             with self.lock:
                 del self.running[delivery]
                 interrupted = self.stopped.pop(delivery, None) is not None
-            if interrupted:
+            if interrupted or process.poll() is None:
                 signal_session(process.pid, signal.SIGKILL)  # what it left behind
             self.guard.release(process.pid)
         if timeout is not None and expired:
@@ -200,18 +229,18 @@ class CommandRunner:
                 process = subprocess.Popen(
                     self.argv,
                     stdin=subprocess.PIPE,
+                    stdout=inherited(1),
                     stderr=subprocess.PIPE,
                     bufsize=0,
                     start_new_session=True,
                     env={**self.environment, **variables(delivery)},
                 )
-            except ValueError as error:  # a NUL byte, which no environment can hold
-                told = f"it cannot be given to a command: {error}"
+            except (ValueError, TypeError, RecursionError) as error:
+                # A NUL byte, which no environment can hold, or headers that JSON cannot.
+                told = f"it cannot be given to a command: {described(error)}"
                 return Ending(delivery, Verdict.REJECTED, told)
             except OSError as error:
-                # Too large for an environment (the headers): no other try can succeed.
-                verdict = Verdict.REJECTED if error.errno == errno.E2BIG else Verdict.FAILED
-                return Ending(delivery, verdict, f"the command did not start: {error.strerror}")
+                return not_started(delivery, error)
             self.running[delivery] = process
             self.guard.watch(process.pid)
             return process
@@ -287,13 +316,24 @@ class Tail:
                 return False
             self.ended = not data
             self.kept = (self.kept + data)[-KEPT_STDERR:]
-            with suppress(OSError, ValueError):
+            with suppress(Exception):  # it may be closed, missing, or any object
                 sys.stderr.buffer.write(data)
                 sys.stderr.buffer.flush()
         return True
 
     def text(self) -> str:
         return self.kept.decode("utf-8", "backslashreplace")
+
+
+def not_started(delivery: Delivery, error: OSError) -> Ending:
+    """The ending of a command that the system did not start."""
+    told = f"the command did not start: {error.strerror}"
+    if error.errno in SHORTAGES:  # no fault of the task's
+        log.error("%s; trying again in %g s", told, SHORTAGE_PAUSE)
+        return Ending(delivery, Verdict.LATER, told, delay=SHORTAGE_PAUSE)
+    # Too large for an environment (the headers): no other try can succeed.
+    verdict = Verdict.REJECTED if error.errno == errno.E2BIG else Verdict.FAILED
+    return Ending(delivery, verdict, told)
 
 
 def judge_status(delivery: Delivery, status: int, stderr: str) -> Ending:
@@ -304,7 +344,8 @@ def judge_status(delivery: Delivery, status: int, stderr: str) -> Ending:
     told = f": {one_line(lines[-1])}" if lines else ""
     reason = f"the command {how_it_died(status)}{told}"
     verdict = {EX_DATAERR: Verdict.REJECTED, EX_TEMPFAIL: Verdict.AGAIN}.get(status, Verdict.FAILED)
-    return Ending(delivery, verdict, one_line(reason), stderr)
+    signalled = status in STOP_STATUSES
+    return Ending(delivery, verdict, one_line(reason), stderr, signalled=signalled)
 
 
 def variables(delivery: Delivery) -> Mapping[str, str]:
@@ -326,13 +367,3 @@ def write_body(process: subprocess.Popen[bytes], body: bytes) -> None:
             rest = rest[process.stdin.write(rest) or 0 :]
     with suppress(OSError):
         process.stdin.close()
-
-
-def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where there are none."""
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None

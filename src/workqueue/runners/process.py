@@ -22,36 +22,36 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import msgspec
 
 from workqueue.codec import encodable
 from workqueue.errors import HandlerNotFound
-from workqueue.loggers import logger
+from workqueue.logs import log
 from workqueue.message import Delivery
 from workqueue.middleware import Middleware, check_none_wraps
 from workqueue.retry import RetryPolicy, TaskOptions
 from workqueue.runners.child import (
     LOSE,
     READY,
+    STOP,
     UNUSABLE,
     Inbox,
+    Page,
     Report,
     Setup,
     Task,
     head,
     token,
 )
-from workqueue.runners.guard import Guard
-from workqueue.runners.handler import Handler, name_of
-from workqueue.runners.runner import Ending, Verdict, timed_out
+from workqueue.runners.guard import Guard, inherited, open_pidfd, signals_held, starting
+from workqueue.runners.handler import Handler, described, name_of
+from workqueue.runners.runner import STOP_STATUSES, Ending, Failure, Verdict, timed_out
 from workqueue.runners.watchdog import signal_session
 from workqueue.transports.bell import Bell
-
-log = logger("worker")
 
 PAUSE_AFTER_CRASH = 1.0
 """Seconds before a child that died before it was ready is replaced."""
@@ -82,6 +82,8 @@ class Slot(msgspec.Struct, eq=False):
     jobs: socket.socket
     control: socket.socket
     tokens: tuple[int, int]
+    page: Page
+    end: int | None = None
     ready: bool = False
     given: deque[tuple[int, Delivery]] = msgspec.field(default_factory=deque)
     number: int = 0
@@ -143,7 +145,6 @@ class ProcessRunner:
             raise HandlerNotFound(f"there is no handler {self.handler!a}: that is not UTF-8")
         self.ring = ring
         self.orders: deque[tuple[Word, Delivery | None, float | None]] = deque()
-        self.bell = Bell()
         self.ended: deque[Ending] = deque()
         self.slots: list[Slot] = []
         self.backlog: deque[tuple[Delivery, float | None]] = deque()
@@ -158,21 +159,33 @@ class ProcessRunner:
         self.files: dict[str, float] = {}
         self.vacant = 0
         self.unusable: HandlerNotFound | None = None
+        self.failure = Failure()
         self.started = threading.Event()
-        self.guard = Guard()
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(self.bell, selectors.EVENT_READ)
-        self.slots = [self.launch() for _ in range(slots)]
+        self.launch_all(slots)
         self.thread = threading.Thread(target=self.serve, name="workqueue-children", daemon=True)
         self.thread.start()
         self.wait_for_first()
 
+    def launch_all(self, slots: int) -> None:
+        """The children and what it takes to own them. Raises ConfigError, and leaves nothing."""
+        with starting(), ExitStack() as started:
+            self.bell = Bell()
+            started.callback(self.bell.close)
+            self.guard = Guard()
+            started.callback(self.guard.close)
+            self.selector = selectors.DefaultSelector()
+            self.selector.register(self.bell, selectors.EVENT_READ)
+            started.callback(self.end_all)
+            for _ in range(slots):
+                self.slots.append(self.launch())
+            started.pop_all()
+
     def wait_for_first(self) -> None:
         """One child has imported the handler: it can be done. Raises HandlerNotFound."""
         self.started.wait()
-        if self.unusable:
+        if problem := self.unusable or self.failure.error:
             self.close()
-            raise self.unusable
+            raise problem
 
     def order(
         self, word: Word, delivery: Delivery | None = None, timeout: float | None = None
@@ -187,12 +200,26 @@ class ProcessRunner:
         self.order("recall")
 
     def endings(self) -> list[Ending]:
+        self.failure.raise_once()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
+        if self.failure:
+            ended += self.forgotten()
         if self.unusable and not ended:
             raise self.unusable
         return ended
+
+    def forgotten(self) -> list[Ending]:
+        """What was given to a runner whose thread has died, and has no ending."""
+        given = [delivery for slot in self.slots for _, delivery in slot.given]
+        given += [delivery for delivery, _ in self.backlog]
+        given += [delivery for _, delivery, _ in self.orders if delivery is not None]
+        for slot in self.slots:
+            slot.given.clear()
+        self.backlog.clear()
+        self.orders.clear()
+        return [Ending(delivery, Verdict.STOPPED) for delivery in dict.fromkeys(given)]
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in reversed(deliveries):  # what runs comes last, or the next would begin
@@ -207,12 +234,24 @@ class ProcessRunner:
         thread, self.thread = self.thread, None
         self.order("close")
         thread.join()
+        if self.failure:
+            with suppress(Exception):
+                self.end_all()
         self.guard.close()
         self.bell.close()
 
     # -- the thread that owns the children
 
     def serve(self) -> None:
+        """With its last guard: without it nothing would run any more, and nobody would know."""
+        try:
+            self.own_children()
+        except BaseException as error:  # noqa: BLE001
+            self.failure.set(f"the thread that owns the child processes died: {described(error)}")
+            self.started.set()
+            self.ring()
+
+    def own_children(self) -> None:
         while True:
             for key, events in self.selector.select(self.patience()):
                 if key.fileobj is self.bell:
@@ -294,6 +333,9 @@ class ProcessRunner:
             if timeout is not None and slot.given:
                 break
             self.backlog.popleft()
+            frame = self.frame(slot.number + 1, delivery)
+            if frame is None:
+                continue
             if timeout is not None:
                 slot.timeout = timeout
                 self.alarms.append(Alarm(time.monotonic() + timeout, slot, delivery, late=True))
@@ -302,13 +344,22 @@ class ProcessRunner:
             slot.number += 1
             slot.given.append((slot.number, delivery))
             tokens += token.pack(slot.number)
-            message, came_back = delivery.message, delivery.redelivered
-            task = Task(slot.number, message, delivery.queue, delivery.attempt, came_back)
-            frames += framed(self.encoder.encode(task))
+            frames += frame
             count -= 1
         if frames:
             os.write(slot.tokens[1], tokens)  # first: without its token no job is begun
             self.send(slot, frames)
+
+    def frame(self, number: int, delivery: Delivery) -> bytes | None:
+        """A job as a child reads it. None if it cannot be written, and so never be run here."""
+        message, came_back = delivery.message, delivery.redelivered
+        task = Task(number, message, delivery.queue, delivery.attempt, came_back)
+        try:
+            return framed(self.encoder.encode(task))
+        except Exception as error:  # noqa: BLE001 - headers come from anybody
+            told = f"it cannot be given to a child process: {described(error)}"
+            self.end(Ending(delivery, Verdict.REJECTED, told))
+            return None
 
     def relieve(self) -> None:
         """Whoever is held up by a long job keeps others waiting no more."""
@@ -348,13 +399,35 @@ class ProcessRunner:
     # -- one child
 
     def launch(self) -> Slot:
-        jobs, childs_jobs = socket.socketpair()
-        control, childs_control = socket.socketpair()
-        tokens = os.pipe()
-        os.set_blocking(tokens[0], False)
-        try:
-            descriptors = [childs_jobs.fileno(), childs_control.fileno(), tokens[0]]
-            process = subprocess.Popen(
+        with ExitStack() as ours, ExitStack() as childs:
+            jobs, childs_jobs = socket.socketpair()
+            ours.enter_context(jobs)
+            childs.enter_context(childs_jobs)
+            control, childs_control = socket.socketpair()
+            ours.enter_context(control)
+            childs.enter_context(childs_control)
+            tokens = os.pipe()
+            for descriptor in tokens:
+                ours.callback(os.close, descriptor)
+            os.set_blocking(tokens[0], False)
+            shared = childs.enter_context(new_page())
+            page = Page(shared.fileno())
+            ours.callback(page.close)
+            process = self.new_process(
+                [childs_jobs.fileno(), childs_control.fileno(), tokens[0], shared.fileno()]
+            )
+            ours.pop_all()
+        self.guard.watch(process.pid)
+        jobs.setblocking(False)
+        slot = Slot(process, jobs, control, tokens, page)
+        self.selector.register(jobs, selectors.EVENT_READ, slot)
+        setup = Setup(handler=self.handler, path=sys.path, middleware=self.middleware)
+        self.send(slot, framed(self.encoder.encode(setup)))
+        return slot
+
+    def new_process(self, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+        with signals_held():
+            return subprocess.Popen(
                 [
                     sys.executable,
                     "-P",
@@ -363,26 +436,20 @@ class ProcessRunner:
                     *map(str, descriptors),
                 ],
                 stdin=subprocess.DEVNULL,
+                stdout=inherited(1),
+                stderr=inherited(2),
                 pass_fds=descriptors,
                 start_new_session=True,
                 env=self.guard.environment(),
             )
-        except BaseException:
-            jobs.close()
-            control.close()
-            os.close(tokens[0])
-            os.close(tokens[1])
-            raise
-        finally:
-            childs_jobs.close()
-            childs_control.close()
-        self.guard.watch(process.pid)
-        jobs.setblocking(False)
-        slot = Slot(process, jobs, control, tokens)
-        self.selector.register(jobs, selectors.EVENT_READ, slot)
-        setup = Setup(handler=self.handler, path=sys.path, middleware=self.middleware)
-        self.send(slot, framed(self.encoder.encode(setup)))
-        return slot
+
+    def launch_another(self) -> None:
+        """In place of one that is gone; a little later, if the system is short of something."""
+        try:
+            self.slots.append(self.launch())
+        except OSError as error:
+            log.error("no child process can be started: %s", error.strerror)
+            self.alarms.append(Alarm(time.monotonic() + PAUSE_AFTER_CRASH))
 
     def send(self, slot: Slot, frames: bytes | bytearray) -> None:
         slot.outbox += frames
@@ -403,10 +470,26 @@ class ProcessRunner:
             self.selector.modify(slot.jobs, events, slot)
 
     def attend(self, slot: Slot, events: int) -> None:
+        if slot.end is not None:
+            self.bury(slot)
+            return
         if events & selectors.EVENT_WRITE:
             self.flush(slot)
         if events & selectors.EVENT_READ and not self.listen(slot):
+            self.await_end(slot)
+
+    def await_end(self, slot: Slot) -> None:
+        """Its socket has ended, and as a rule the child with it. But a handler that has closed all
+        descriptors may still be at work, and how it ends will be on the page."""
+        slot.end = open_pidfd(slot.process.pid)
+        if slot.end is None:
             self.bury(slot)
+            return
+        slot.stale, slot.writing = True, False
+        slot.outbox.clear()
+        self.selector.unregister(slot.jobs)
+        self.selector.register(slot.end, selectors.EVENT_READ, slot)
+        self.take_back(slot)
 
     def listen(self, slot: Slot) -> bool:
         """Hear all that it has said; False at the end of its socket."""
@@ -425,11 +508,7 @@ class ProcessRunner:
 
     def hear(self, slot: Slot, report: Report) -> None:
         if report.verdict == READY:
-            slot.ready = True
-            self.started.set()
-            self.files = {file: modified(file) for file in report.files}
-            self.options = report.options
-            self.retry = pickle.loads(report.retry)  # noqa: S301 - from our own child
+            self.welcome(slot, report)
         elif report.verdict == UNUSABLE and self.reload and self.started.is_set():
             log.error("%s; waiting for the next change", report.reason)
         elif report.verdict == UNUSABLE:
@@ -446,15 +525,28 @@ class ProcessRunner:
                 slot.stopping = True
                 signal_session(slot.process.pid, signal.SIGKILL)
 
+    def welcome(self, slot: Slot, report: Report) -> None:
+        """A child is ready; the first one lets `start` return."""
+        slot.ready = True
+        self.files = {file: modified(file) for file in report.files}
+        self.options = report.options
+        try:
+            self.retry = pickle.loads(report.retry)  # noqa: S301 - from our own child
+        except Exception as error:  # noqa: BLE001 - it runs code of the user's
+            told = f"the retry policy of {self.handler} cannot be used here: {described(error)}"
+            self.give_up(told, hint="Its strategies must be importable by the worker too.")
+        self.started.set()
+
     def finish(self, slot: Slot, delivery: Delivery, report: Report) -> None:
-        """The job's ending, which is not what the child says where we have stopped it."""
-        if slot.late and slot.timeout is not None:
+        """The job's ending: what the handler did, unless we stopped it before it was done."""
+        verdict = Verdict(report.verdict)
+        if verdict is not Verdict.STOPPED:
+            told = report.reason, report.error, report.delay, report.seconds, report.signalled
+            self.end(Ending(delivery, verdict, *told))
+        elif slot.late and slot.timeout is not None:
             self.end(timed_out(delivery, slot.timeout, report.error))
-        elif slot.stopping:
-            self.end(Ending(delivery, Verdict.STOPPED))
         else:
-            verdict, told = Verdict(report.verdict), (report.reason, report.error, report.delay)
-            self.end(Ending(delivery, verdict, *told, report.seconds))
+            self.end(Ending(delivery, verdict))
 
     def end(self, ending: Ending) -> None:
         self.ended.append(ending)
@@ -466,30 +558,47 @@ class ProcessRunner:
         What it was given and had not begun goes to others.
         """
         self.put_back(slot, self.untouched(slot))
-        self.selector.unregister(slot.jobs)
+        self.selector.unregister(slot.jobs if slot.end is None else slot.end)
         self.slots.remove(slot)
         self.alarms = [alarm for alarm in self.alarms if alarm.slot is not slot]
         status = self.finish_off(slot)
         if slot.delivery is not None:
-            told = f"its process {how_it_died(status)}"
-            self.finish(slot, slot.delivery, Report(Verdict.FAILED.value, reason=told))
+            self.finish(slot, slot.delivery, self.last_words(slot, status))
+        slot.page.close()
         if self.stopping or self.unusable:
             return
         if slot.ready or slot.stopping:
-            self.slots.append(self.launch())
+            self.launch_another()
         elif self.started.is_set() and self.reload:
             self.vacant += 1  # until its files change, another would fail as well
         elif self.started.is_set():
+            log.error("a new child process %s before it was ready", how_it_died(status))
             self.alarms.append(Alarm(time.monotonic() + PAUSE_AFTER_CRASH))
         else:
             self.give_up(f"importing {self.handler} ended its process: it {how_it_died(status)}")
 
+    def last_words(self, slot: Slot, status: int) -> Report:
+        """How the job of a dead child ended: as it noted on its page, or with it."""
+        number, _ = slot.given[0]
+        with suppress(msgspec.DecodeError):
+            report = self.decoder.decode(slot.page.read())
+            if report.number == number:
+                return report
+        if slot.stopping:
+            return Report(Verdict.STOPPED.value)
+        told = f"its process {how_it_died(status)}"
+        signalled = status in STOP_STATUSES
+        return Report(Verdict.FAILED.value, reason=told, signalled=signalled)
+
     def finish_off(self, slot: Slot) -> int:
         """Whatever is left of a child and what it started is killed; its exit status."""
         signal_session(slot.process.pid, signal.SIGKILL)
+        slot.process.kill()  # without /proc, or a descriptor to read it, no session is found
         status = slot.process.wait()
         slot.jobs.close()
         slot.control.close()
+        if slot.end is not None:
+            os.close(slot.end)
         os.close(slot.tokens[0])
         os.close(slot.tokens[1])
         self.guard.release(slot.process.pid)
@@ -518,7 +627,8 @@ class ProcessRunner:
                 slot.ready = slot.stopping = True
                 signal_session(slot.process.pid, signal.SIGKILL)
         vacant, self.vacant = self.vacant, 0
-        self.slots += [self.launch() for _ in range(vacant)]
+        for _ in range(vacant):
+            self.launch_another()
 
     # -- stopping what runs
 
@@ -540,7 +650,9 @@ class ProcessRunner:
         """Ask it to stop; the second alarm kills it."""
         self.take_back(slot)
         slot.stopping = True
-        signal_session(slot.process.pid, signal.SIGTERM)
+        with suppress(OSError):
+            slot.control.send(STOP)
+        signal_session(slot.process.pid, signal.SIGTERM, leader_too=False)
         self.alarms.append(Alarm(time.monotonic() + CLEANUP_TIME, slot, slot.delivery))
 
     def sound_alarms(self) -> None:
@@ -549,7 +661,7 @@ class ProcessRunner:
         self.alarms = [alarm for alarm in self.alarms if alarm.at > now]
         for alarm in due:
             if alarm.slot is None:
-                self.slots.append(self.launch())
+                self.launch_another()
             elif alarm.slot.delivery is not alarm.delivery:
                 continue
             elif alarm.slot.stopping and not alarm.late:
@@ -561,8 +673,21 @@ class ProcessRunner:
     def end_all(self) -> None:
         for slot in self.slots:
             self.finish_off(slot)
+            slot.page.close()
         self.slots.clear()
         self.selector.close()
+
+
+def new_page() -> IO[bytes]:
+    """A file of memory, where the system has such, for a child's page."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("workqueue-page"), "r+b", buffering=0)
+    else:
+        import tempfile
+
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it is returned
+    file.truncate(Page.SIZE)
+    return file
 
 
 def names_of(middleware: Sequence[Middleware | str]) -> list[str]:

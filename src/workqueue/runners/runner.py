@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
 from msgspec import Struct
 
+from workqueue.errors import RunnerFailed
 from workqueue.message import Delivery
 from workqueue.retry import RetryPolicy, TaskOptions
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What asks a process to end: from a supervisor, a terminal, and one that is closed."""
+
+STOP_STATUSES = frozenset(
+    status for number in STOP_SIGNALS for status in (-int(number), 128 + int(number))
+)
+"""Exit statuses of what has died of one, also as shells and programs that clean up report it."""
 
 
 class Verdict(Enum):
@@ -31,6 +41,9 @@ class Ending(Struct, frozen=True):
     asked for another time, `delay` seconds from now. STOPPED means that it was cut short by us:
     not the task's fault, and not an attempt. UNTOUCHED was never begun. `seconds` is how long the
     handler had it, where the runner knows.
+
+    `signalled` says of a failure that a stop signal may be its cause, which the runner did not
+    send: supervisors signal all processes of a service at once.
     """
 
     delivery: Delivery
@@ -39,11 +52,31 @@ class Ending(Struct, frozen=True):
     error: str = ""
     delay: float = 0.0
     seconds: float | None = None
+    signalled: bool = False
 
 
 def timed_out(delivery: Delivery, timeout: float, error: str = "") -> Ending:
     """The ending of a run that took too long; `error` is where it was, if that is known."""
     return Ending(delivery, Verdict.FAILED, f"timed out after {timeout:g} s", error)
+
+
+class Failure:
+    """That a thread of a runner has died, which is raised once."""
+
+    def __init__(self) -> None:
+        self.error: RunnerFailed | None = None
+        self.raised = False
+
+    def __bool__(self) -> bool:
+        return self.error is not None
+
+    def set(self, what: str) -> None:
+        self.error = RunnerFailed(what)
+
+    def raise_once(self) -> None:
+        if self.error is not None and not self.raised:
+            self.raised = True
+            raise self.error
 
 
 class Runner(Protocol):
@@ -77,8 +110,13 @@ class Runner(Protocol):
         ...
 
     def endings(self) -> list[Ending]:
-        """What has ended since the last call. Raises HandlerNotFound if nothing can run any more,
-        because the handler that was there at first can no longer be imported."""
+        """What has ended since the last call.
+
+        Raises HandlerNotFound if nothing can run any more, because the handler that was there at
+        first can no longer be imported. Raises RunnerFailed, once, if a thread has died on which
+        tasks depend: nothing is to be given to it any more, what it ran ends as STOPPED, and other
+        tasks may go on.
+        """
         ...
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:

@@ -11,14 +11,39 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from workqueue.errors import Unsupported
+from workqueue.errors import ConfigError, Unsupported
 from workqueue.message import Delivery, Lost
 from workqueue.middleware import Middleware
 from workqueue.retry import TaskOptions
-from workqueue.runners.handler import Handler, close_loop, function_of, handle, options_of, retry_of
-from workqueue.runners.runner import Ending, Verdict
+from workqueue.runners.handler import (
+    Handler,
+    close_loop,
+    described,
+    function_of,
+    handle,
+    options_of,
+    retry_of,
+)
+from workqueue.runners.runner import Ending, Failure, Verdict
 
 NO_TIMEOUT = "a thread cannot be stopped, so the thread runner takes no timeout"
+
+
+def start_slots(slots: int, work: Callable[[], None]) -> list[threading.Thread]:
+    """A daemon thread for each slot. Raises ConfigError if the system allows no more threads."""
+    threads = [
+        threading.Thread(target=work, name=f"workqueue-slot-{number}", daemon=True)
+        for number in range(slots)
+    ]
+    for number, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{slots} slots: no more than {number} threads could be started ({error})",
+                hint="Ask for fewer with --concurrency, or raise the limit: ulimit -u",
+            ) from error
+    return threads
 
 
 class ThreadRunner:
@@ -41,21 +66,37 @@ class ThreadRunner:
         self.waiting: queue.SimpleQueue[tuple[Delivery, Lost] | None] = queue.SimpleQueue()
         self.ended: deque[Ending] = deque()
         self.running: dict[Delivery, Lost] = {}
-        self.threads = [
-            threading.Thread(target=self.work, name=f"workqueue-slot-{number}", daemon=True)
-            for number in range(slots)
-        ]
-        for thread in self.threads:
-            thread.start()
+        self.failure = Failure()
+        self.threads = start_slots(slots, self.work)
 
     def work(self) -> None:
+        """The thread of a slot, with its last guard."""
+        running: list[Delivery] = []
+        try:
+            self.serve(running)
+        except BaseException as error:  # noqa: BLE001 - in silence it would look like a long task
+            self.failure.set(f"the thread of a slot died: {described(error)}")
+            for delivery in running:
+                self.end(Ending(delivery, Verdict.STOPPED))
+            self.ring()
+        finally:
+            close_loop()
+
+    def serve(self, running: list[Delivery]) -> None:
+        """`running` is what was begun and has no ending yet."""
         while (task := self.waiting.get()) is not None:
             delivery, lost = task
-            if lost:
-                self.end(Ending(delivery, Verdict.STOPPED))
-            else:
-                self.end(handle(self.handler, delivery, lost, self.middleware))
-        close_loop()
+            running.append(delivery)
+            ending = self.run_one(delivery, lost)
+            running.clear()
+            self.end(ending)
+
+    def run_one(self, delivery: Delivery, lost: Lost) -> Ending:
+        if lost:
+            return Ending(delivery, Verdict.STOPPED)
+        ending = handle(self.handler, delivery, lost, self.middleware)
+        # Told to stop, it may have returned with its work half done. Told later, it was done.
+        return Ending(delivery, Verdict.STOPPED) if lost else ending
 
     def end(self, ending: Ending) -> None:
         self.ended.append(ending)
@@ -78,12 +119,11 @@ class ThreadRunner:
 
     def endings(self) -> list[Ending]:
         self.rung = False  # before the look: what ends after it rings again
+        self.failure.raise_once()
         ended = []
         while self.ended:
-            ending = self.ended.popleft()
-            # Told to stop, it may have returned with its work half done.
-            told = self.running.pop(ending.delivery)
-            ended.append(Ending(ending.delivery, Verdict.STOPPED) if told else ending)
+            ended.append(self.ended.popleft())
+            del self.running[ended[-1].delivery]
         return ended
 
     def lose(self, deliveries: Sequence[Delivery]) -> None:

@@ -31,9 +31,11 @@ KILLING_TIME = 5.0
 """Seconds after which whatever cannot be killed is left alone."""
 
 
-def signal_session(leader: int, number: int) -> None:
+def signal_session(leader: int, number: int, *, leader_too: bool = True) -> None:
     """Send a signal to every process of the session that `leader` began."""
     for pid in members({leader}, mark=""):
+        if pid == leader and not leader_too:
+            continue
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 

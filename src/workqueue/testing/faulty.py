@@ -10,7 +10,15 @@ from typing import NoReturn, TypeVar
 
 from workqueue.errors import ConnectionLost, ConsumerLost, NotSent, Unconfirmed
 from workqueue.message import Delivery, Message
-from workqueue.transport import Consumer, Outcome, Publisher, QueueSpec, QueueStats, Transport
+from workqueue.transport import (
+    Consumer,
+    Outcome,
+    Publisher,
+    QueueSpec,
+    QueueStats,
+    State,
+    Transport,
+)
 
 Answer = TypeVar("Answer")
 
@@ -21,6 +29,7 @@ CALLS = (
     "consumer",
     "receive",
     "settle",
+    "hold",
     "pause",
 )
 """The calls of the seam that a running program makes, and that may fail under it."""
@@ -81,6 +90,12 @@ class FaultyTransport:
 
     def queues(self) -> list[str]:
         return self.inner.queues()
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        return self.inner.peek(queue, limit, state)
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        return self.inner.migrate(spec, say, force=force)
 
     def purge(self, queue: str) -> int:
         return self.inner.purge(queue)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+
+from workqueue.forks import RLock, renew_after_fork
 
 
 class Bell:
@@ -14,7 +15,8 @@ class Bell:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = RLock()
+        renew_after_fork(self, Bell.leave_to_parent)
         self.rung = False
         self.reader, self.writer = os.pipe()
 
@@ -36,6 +38,14 @@ class Bell:
             self.rung = False
             os.read(self.reader, 1)
             return True
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: ringing must not wake the parent, whose bell was not rung."""
+        for descriptor in (self.reader, self.writer):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.reader = self.writer = -1
+        self.rung = False
 
     def close(self) -> None:
         with self.lock:

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from workqueue.message import EXPIRES_AT, Delivery, Message, new_id
+from workqueue.transport import DEAD_SUFFIX
 
 FAILURES = "workqueue-failures"
 REASON = "workqueue-reason"
@@ -30,12 +31,49 @@ LONGEST_ERROR = 8_000
 LONGEST_TEXT = 255
 """Bytes of UTF-8 of a property."""
 
-OUR_HEADERS = frozenset({FAILURES, REASON, ERROR, DEAD_AT, ORIGIN, DEATHS, EXPIRES_AT})
+OUR_HEADERS = frozenset({FAILURES, REASON, ERROR, DEAD_AT, ORIGIN, WORKER, DEATHS, EXPIRES_AT})
+"""Headers about a message's life, which begins anew when the message is sent again."""
+
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+"""An address that means something on the channel alone on which it was sent. RabbitMQ refuses it on
+any other, and closes that. Source: its documentation, "Direct Reply-to"."""
 
 # What a broker writes into the headers about its own doings. In a copy it would be stale, or be
 # taken for a dead-letter cycle, which RabbitMQ ends by dropping the message.
 BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})
 BROKERS_OWN_PREFIXES = ("x-first-death-", "x-last-death-")
+
+
+def as_lent(message: Message, queue: str) -> Message:
+    """`message` as a consumer of `queue` hands it out: without its past, if somebody brought it
+    back from a dead-letter queue, by whatever way."""
+    if not message.headers or not was_brought_back(message.headers, queue):
+        return message
+    headers = {name: value for name, value in message.headers.items() if name not in OUR_HEADERS}
+    return replace(message, headers=headers)
+
+
+def was_brought_back(headers: Mapping[str, Any], queue: str) -> bool:
+    """Whether a message in `queue` died before, and is not a dead letter any more.
+
+    Our copies of what is alive have neither our record of a death nor the broker's. In a queue of
+    dead letters it is one, whatever queue it died in, unless it died in this very one.
+    """
+    if DEAD_AT not in headers and REASON not in headers and not last_death(headers):
+        return False
+    return not queue.endswith(DEAD_SUFFIX) or headers.get(ORIGIN) == queue
+
+
+def last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """RabbitMQ's own record of the last time that it set the message aside; empty if it did not.
+
+    Its records of what happened to the message among dead letters tell nothing of the task.
+    """
+    deaths = headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) else []:
+        if isinstance(death, dict) and not str(death.get("queue")).endswith(DEAD_SUFFIX):
+            return death
+    return {}
 
 
 def attempt_of(headers: Mapping[str, Any]) -> int:
@@ -101,9 +139,13 @@ def bare_copy(message: Message) -> Message:
         for name, value in message.headers.items()
         if name in OUR_HEADERS and isinstance(value, str | int | float)
     }
+    return replace(with_short_texts(message), headers=kept)
+
+
+def with_short_texts(message: Message) -> Message:
+    """`message` with each text cut to what a property of AMQP holds."""
     return replace(
         message,
-        headers=kept,
         id=short(message.id),
         content_type=short(message.content_type),
         content_encoding=short(message.content_encoding),
@@ -123,7 +165,12 @@ def short(text: str | None) -> str | None:
 
 def copy_with(message: Message, headers: dict[str, Any]) -> Message:
     """A foreign message may have no id; its copy gets one, so that it can be named."""
-    return replace(message, id=message.id or new_id(), headers=headers)
+    return replace(answerable(message), id=message.id or new_id(), headers=headers)
+
+
+def answerable(message: Message) -> Message:
+    """`message` without an address to which nobody can answer from here."""
+    return replace(message, reply_to=None) if message.reply_to == DIRECT_REPLY_TO else message
 
 
 def without_brokers_own(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from workqueue.errors import (
     QueueNotFound,
     Unroutable,
 )
+from workqueue.forks import Condition, Lock
 from workqueue.message import Delivery, Message
 from workqueue.transport import (
     DEAD_SUFFIX,
@@ -40,7 +40,7 @@ from workqueue.transport import (
     Retry,
     State,
 )
-from workqueue.transports.copies import attempt_of, dead_copy, retry_copy, this_worker
+from workqueue.transports.copies import as_lent, attempt_of, dead_copy, retry_copy, this_worker
 
 
 @dataclass(order=True, slots=True)
@@ -72,7 +72,7 @@ class Store:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
-        self.changed = threading.Condition()
+        self.changed = Condition()
         self.shelves: dict[str, Shelf] = {}
         self.counter = itertools.count()
 
@@ -117,16 +117,17 @@ class Store:
 
 
 def lend(entry: Entry, queue: str) -> Delivery:
+    message = as_lent(entry.message, queue)
     return Delivery(
-        message=entry.message,
+        message=message,
         queue=queue,
-        attempt=attempt_of(entry.message.headers),
+        attempt=attempt_of(message.headers),
         redelivered=entry.redelivered,
     )
 
 
 shared_stores: dict[str, Store] = {}
-shared_stores_lock = threading.Lock()
+shared_stores_lock = Lock()
 
 
 class MemoryTransport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -198,3 +199,23 @@ def test_commands_that_are_not_there() -> None:
         CommandRunner(["nosuch"]).start(1, lambda: None)
     with pytest.raises(HandlerNotFound, match="needs a command"):
         CommandRunner([])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
+def test_a_system_without_room_is_no_failed_attempt(
+    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no fault of the message, which comes again in a while; and it is said."""
+    with at_work(shell("exit 0")) as bench:
+        start = subprocess.Popen
+
+        def refuse(*_arguments: Any, **_options: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(command.subprocess, "Popen", refuse)
+        [ending] = bench.run(delivery("x"))
+        assert ending.verdict is Verdict.LATER
+        assert ending.delay >= 1
+        assert os.strerror(number) in caplog.text
+        monkeypatch.setattr(command.subprocess, "Popen", start)
+        assert bench.run(delivery("x"))[0].verdict is Verdict.DONE

@@ -2,15 +2,21 @@
 
 Each is the lie of a plausible driver: a window that overflows, an acknowledgement that covers too
 much, a count that is never asked for. `BROKEN` maps the name of a suite test to the transports
-that it must fail.
+that it must fail. Where a promise needs other processes or a connection the lie is SQLite's, or
+that of a memory driver that asks a server on a socket before each step.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
+import socket
+import socketserver
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from msgspec import structs
@@ -22,6 +28,7 @@ from workqueue.errors import (
     QueueFull,
     QueueMismatch,
     QueueNotFound,
+    Unconfirmed,
     Unroutable,
 )
 from workqueue.message import Delivery, Message, new_id
@@ -43,11 +50,17 @@ from workqueue.transports.memory import (
     MemoryPublisher,
     MemoryTransport,
     Shelf,
+    Store,
 )
+from workqueue.transports.sqlite import SQLiteTransport
+from workqueue.transports.sqlite.consumer import SQLiteConsumer
 
-BROKEN: dict[str, list[type[MemoryTransport]]] = {}
+Broken = type[MemoryTransport] | type[SQLiteTransport]
+BROKEN: dict[str, list[Broken]] = {}
 
-Part = TypeVar("Part", bound=type[MemoryTransport] | type[MemoryPublisher] | type[MemoryConsumer])
+Part = TypeVar(
+    "Part", bound=type[MemoryTransport | MemoryPublisher | MemoryConsumer | SQLiteTransport]
+)
 
 
 def breaks(test: str) -> Callable[[Part], Part]:
@@ -61,9 +74,9 @@ def breaks(test: str) -> Callable[[Part], Part]:
 
 
 def transport_of(
-    part: type[MemoryTransport | MemoryPublisher | MemoryConsumer],
-) -> type[MemoryTransport]:
-    if issubclass(part, MemoryTransport):
+    part: type[MemoryTransport | MemoryPublisher | MemoryConsumer | SQLiteTransport],
+) -> Broken:
+    if issubclass(part, MemoryTransport | SQLiteTransport):
         return part
     made: dict[str, Any] = {"__doc__": part.__doc__}
     if issubclass(part, MemoryPublisher):
@@ -166,6 +179,62 @@ class MakesDeadLettersLater(MemoryTransport):
         made = super().declare(spec, dry_run=dry_run)
         if made:
             self.store.shelves.pop(spec.name + DEAD_SUFFIX, None)
+        return made
+
+
+@breaks("test_declared_by_many_at_once")
+class LooksThenMakes(MemoryTransport):
+    """Makes the queue in a second step, and fails when another was quicker."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        there = spec.name in self.store.shelves
+        time.sleep(0.02)
+        if not there and spec.name in self.store.shelves:
+            raise QueueMismatch(spec.name, {})
+        return super().declare(spec, dry_run=dry_run)
+
+
+@breaks("test_a_type_is_taken_or_unsupported")
+class KnowsOneType(MemoryTransport):
+    """Takes another broker's word for a mismatch."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        if spec.type == "classic":
+            raise QueueMismatch(spec.name, {"type": (spec.type, "quorum")})
+        return super().declare(spec, dry_run=dry_run)
+
+
+@breaks("test_dead_letters_have_dead_letters")
+class BuriesInPlace(MemoryConsumer):
+    """Puts what is rejected among dead letters back among them, to be handed out again."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Reject) and self.queue.endswith(DEAD_SUFFIX):
+            outcome = Retry(outcome.delivery)
+        super().settle_one(outcome)
+
+
+@breaks("test_dead_letters_keep")
+class GivesDeadLettersItsTtl(MemoryTransport):
+    """Makes both queues with the same options."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        made = super().declare(spec, dry_run=dry_run)
+        if made and not dry_run:
+            dead = self.store.shelves[spec.name + DEAD_SUFFIX]
+            dead.spec = dataclasses.replace(dead.spec, ttl=spec.ttl)
+        return made
+
+
+@breaks("test_dead_letters_keep")
+class BoundsDeadLetters(MemoryTransport):
+    """Makes both queues with the same bound."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        made = super().declare(spec, dry_run=dry_run)
+        if made and not dry_run:
+            dead = self.store.shelves[spec.name + DEAD_SUFFIX]
+            dead.spec = dataclasses.replace(dead.spec, max_length=spec.max_length)
         return made
 
 
@@ -350,6 +419,295 @@ class LosesUpdates(MemoryPublisher):
         super().publish(queue, messages, timeout)
 
 
+@breaks("test_failures_are_the_very_objects")
+class NamesEqualCopies(MemoryPublisher):
+    """Names as failed what it has made of the messages, and not what it was given."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, [structs.replace(message) for message in messages], timeout)
+
+
+@breaks("test_failures_are_the_very_objects")
+class MiscountsWhatItSent(MemoryPublisher):
+    """Says that all were sent, and names some that were not."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        try:
+            super().publish(queue, messages, timeout)
+        except NotSent as error:
+            error.sent = len(messages)
+            raise
+
+
+@breaks("test_a_bound_holds_for_one_at_a_time")
+class IsGenerous(MemoryTransport):
+    """Lets nine hundred more into a queue than it was asked to."""
+
+    def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
+        made = super().declare(spec, dry_run=dry_run)
+        if made and not dry_run and spec.max_length is not None:
+            shelf = self.store.shelves[spec.name]
+            shelf.spec = dataclasses.replace(spec, max_length=spec.max_length + 900, type="quorum")
+        return made
+
+
+@breaks("test_a_bound_is_for_what_is_ready")
+class CountsWhatIsDelayed(MemoryPublisher):
+    """Takes a queue for full in which all wait for their time."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        shelf = self.store.shelf(queue)
+        if shelf.spec.max_length is not None and len(shelf.delayed) >= shelf.spec.max_length:
+            failures: list[tuple[Message, NotSent]] = [(m, QueueFull("full")) for m in messages]
+            raise NotSent("full", failures=failures)
+        super().publish(queue, messages, timeout)
+
+
+@breaks("test_a_bound_is_for_what_is_ready")
+class RefusesWhatComesBack(MemoryConsumer):
+    """Drops what is handed back to a full queue."""
+
+    def give_back(self, entry: Entry) -> None:
+        most = self.shelf.spec.max_length
+        if most is None or len(self.shelf.ready) < most:
+            super().give_back(entry)
+
+
+@breaks("test_higher_priorities_come_first")
+class KnowsNoPriorities(MemoryPublisher):
+    """Hands out as it was sent."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        with self.store.changed:
+            super().publish(queue, messages, timeout)
+            for entry in self.store.shelf(queue).ready:
+                entry.rank = (0, entry.rank[1])
+            heapq.heapify(self.store.shelf(queue).ready)
+
+
+@breaks("test_higher_priorities_come_first")
+class ServesTheLowestFirst(MemoryPublisher):
+    """Takes 0 for the highest, as some do."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        with self.store.changed:
+            super().publish(queue, messages, timeout)
+            for entry in self.store.shelf(queue).ready:
+                entry.rank = (abs(entry.rank[0]), entry.rank[1])
+            heapq.heapify(self.store.shelf(queue).ready)
+
+
+@breaks("test_headers_that_json_has_no_words_for")
+class EndsTextsAtNul(MemoryPublisher):
+    """Keeps texts as a C library does."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        cut = [
+            structs.replace(message, type=message.type and message.type.partition("\0")[0])
+            for message in messages
+        ]
+        super().publish(queue, cut, timeout)
+
+
+@breaks("test_headers_that_json_has_no_words_for")
+class KeepsHeadersAsJson(MemoryPublisher):
+    """Makes text of bytes."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        made = [
+            structs.replace(
+                message,
+                headers={
+                    name: value.hex() if isinstance(value, bytes) else value
+                    for name, value in message.headers.items()
+                },
+            )
+            for message in messages
+        ]
+        super().publish(queue, made, timeout)
+
+
+# -- over a connection -------------------------------------------------------------------------
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Sends back what it gets: a server that is there."""
+
+    def handle(self) -> None:
+        with suppress(OSError):  # a test cuts it
+            while data := self.request.recv(1024):
+                self.request.sendall(data)
+
+
+class EchoServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+@contextmanager
+def echo_server() -> Iterator[str]:
+    """The URL of a server on a free port."""
+    with EchoServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield f"hosted://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Line:
+    """A connection on which a step is taken only when the server has echoed a byte."""
+
+    def __init__(self, address: tuple[str, int], timeout: float) -> None:
+        try:
+            self.socket = socket.create_connection(address, timeout=timeout)
+        except OSError as error:
+            raise ConnectionLost("nobody is there") from error
+        try:
+            self.echo(timeout)
+        except OSError as error:
+            self.socket.close()
+            raise ConnectionLost("nobody answers") from error
+
+    def echo(self, timeout: float) -> None:
+        """Raises OSError: TimeoutError, or of a connection that is gone."""
+        self.socket.settimeout(max(timeout, 0.001))
+        self.socket.sendall(b"!")
+        if not self.socket.recv(1):
+            raise ConnectionResetError("gone")
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class HostedTransport(MemoryTransport):
+    """Whole: memory, reached over a socket. `through` makes another on the same queues, by way of
+    another address."""
+
+    connecting = 1.0
+    server = ("127.0.0.1", 0)
+
+    def through(self, address: tuple[str, int]) -> HostedTransport:
+        other = type(self)()
+        other.store, other.server = self.store, address
+        return other
+
+    def publisher(self) -> HostedPublisher:
+        return HostedPublisher(self.store, self.line())
+
+    def consumer(self, queue: str, prefetch: int) -> HostedConsumer:
+        return HostedConsumer(self.store, queue, prefetch, self.line())
+
+    def line(self) -> Line:
+        return Line(self.server, self.connecting)
+
+
+class HostedPublisher(MemoryPublisher):
+    """Asks before it stores."""
+
+    def __init__(self, store: Store, line: Line) -> None:
+        super().__init__(store)
+        self.line = line
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        try:
+            self.line.echo(timeout)
+        except OSError as error:
+            cause = Unconfirmed("no answer")
+            raise NotSent("no answer", failures=[(one, cause) for one in messages]) from error
+        super().publish(queue, messages, timeout)
+
+    def close(self) -> None:
+        super().close()
+        self.line.close()
+
+
+class HostedConsumer(MemoryConsumer):
+    """Asks before it takes."""
+
+    def __init__(self, store: Store, queue: str, prefetch: int, line: Line) -> None:
+        super().__init__(store, queue, prefetch)
+        self.line = line
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        self.check()
+        try:
+            self.line.echo(timeout or 0.1)
+        except TimeoutError:
+            return []
+        except OSError as error:
+            self.close()
+            raise ConsumerLost("the connection is gone") from error
+        return super().receive(limit, timeout)
+
+    def close(self) -> None:
+        super().close()
+        self.line.close()
+
+
+@breaks("test_publish_keeps_its_timeout")
+class SendsWithoutATimeout(HostedTransport):
+    """Waits for the server's answer for as long as that takes."""
+
+    def publisher(self) -> HostedPublisher:
+        class Patient(HostedPublisher):
+            def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+                super().publish(queue, messages, timeout + 2.0)
+
+        return Patient(self.store, self.line())
+
+
+@breaks("test_publish_keeps_its_timeout")
+class CallsSilenceAYes(HostedTransport):
+    """Takes for sent what nobody has confirmed."""
+
+    def publisher(self) -> HostedPublisher:
+        class Hopeful(HostedPublisher):
+            def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+                try:
+                    super().publish(queue, messages, timeout)
+                except NotSent:
+                    return
+
+        return Hopeful(self.store, self.line())
+
+
+@breaks("test_connecting_ends")
+class ConnectsForEver(HostedTransport):
+    """Believes that whoever accepts will say something."""
+
+    connecting = 4.0
+
+
+@breaks("test_receive_keeps_its_timeout")
+class ReceivesWithoutATimeout(HostedTransport):
+    """Waits for the server's answer for as long as that takes."""
+
+    def consumer(self, queue: str, prefetch: int) -> HostedConsumer:
+        class Patient(HostedConsumer):
+            def receive(self, limit: int, timeout: float) -> list[Delivery]:
+                return super().receive(limit, timeout + 2.0 * (timeout > 1.0))
+
+        return Patient(self.store, queue, prefetch, self.line())
+
+
+@breaks("test_a_cut_consumer_is_lost")
+class HidesThatItWasCut(HostedTransport):
+    """Has lost its connection, and says that there is nothing."""
+
+    def consumer(self, queue: str, prefetch: int) -> HostedConsumer:
+        class Quiet(HostedConsumer):
+            def receive(self, limit: int, timeout: float) -> list[Delivery]:
+                try:
+                    return super().receive(limit, timeout)
+                except ConsumerLost:
+                    return []
+
+        return Quiet(self.store, queue, prefetch, self.line())
+
+
 # -- receive -----------------------------------------------------------------------------------
 
 
@@ -403,6 +761,15 @@ class TellsEverybody(MemoryConsumer):
             for delivery in taken:
                 other.give_back(self.out[delivery])
         return taken
+
+
+@breaks("test_each_message_goes_to_one_consumer")
+class SendsTwice(MemoryPublisher):
+    """Writes its batch, and writes it again because it has forgotten that."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        super().publish(queue, messages, timeout)
+        super().publish(queue, messages, timeout)
 
 
 @breaks("test_receive_gives_up")
@@ -522,6 +889,59 @@ class CountsTheRings(MemoryConsumer):
             self.woken = self.rings > 0
             self.rings -= self.woken
         return super().receive(limit, timeout)
+
+
+@breaks("test_limit_is_kept_with_a_backlog")
+class TakesPages(MemoryConsumer):
+    """Hands out as many as its store returned, which is a page when there are many."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        return super().take(20 if limit and len(self.shelf.ready) > 20 else limit)
+
+
+@breaks("test_limit_is_kept_with_a_backlog")
+class TakesThreeTimesTheLimit(MemoryConsumer):
+    """Fetches some more while it is at it, and hands out all of it."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        return super().take(3 * limit)
+
+
+@breaks("test_prefetch_is_kept_with_a_backlog")
+class FillsItsHands(MemoryConsumer):
+    """Takes a number for the whole and not for what is left of it, when there are many."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        prefetch = self.prefetch
+        if len(self.shelf.ready) > 20 and len(self.out) < prefetch:
+            self.prefetch = len(self.out) + prefetch
+        try:
+            return super().take(limit)
+        finally:
+            self.prefetch = prefetch
+
+
+@breaks("test_a_message_is_handed_out_at_once")
+class LooksTwiceASecond(MemoryConsumer):
+    """Finds a message at its next look."""
+
+    def receive(self, limit: int, timeout: float) -> list[Delivery]:
+        deadline = time.monotonic() + timeout
+        while True:
+            if taken := super().receive(limit, 0):
+                return taken
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                return []
+            time.sleep(min(rest, 0.5))
+
+
+@breaks("test_wake_is_quick")
+class WakesTwiceASecond(MemoryConsumer):
+    """Hears its bell at its next look."""
+
+    def wake(self) -> None:
+        threading.Timer(0.5, super().wake).start()
 
 
 # -- delay and ttl -----------------------------------------------------------------------------
@@ -650,6 +1070,64 @@ class TakesWhatWaitsAlong(MemoryConsumer):
     def close(self) -> None:
         self.shelf.delayed.clear()
         super().close()
+
+
+@breaks("test_a_ttl_counts_from_when_it_is_ready")
+class CountsFromTheSending(MemoryPublisher):
+    """Lets a message grow old while it waits for its time."""
+
+    def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
+        with self.store.changed:
+            super().publish(queue, messages, timeout)
+            for entry in self.store.shelf(queue).delayed:
+                entry.expires_at -= entry.since - self.store.clock()
+
+
+@breaks("test_a_queues_ttl_begins_again_with_a_retry")
+class RetriesForEver(MemoryConsumer):
+    """Forgets the queue's ttl when it makes a copy."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        super().settle_one(outcome)
+        if isinstance(outcome, Retry):
+            for entry in self.shelf.ready:
+                entry.expires_at = math.inf
+
+
+@breaks("test_what_is_out_does_not_expire")
+class BuriesWhatIsOut(MemoryTransport):
+    """Sets aside by the clock what somebody is at work on."""
+
+    def stats(self, queue: str) -> QueueStats:
+        with self.store.changed:
+            for consumer in self.store.shelf(queue).consumers:
+                for delivery, entry in list(consumer.out.items()):
+                    if entry.expires_at <= self.store.clock():
+                        self.store.bury(delivery, "expired", "")
+            return super().stats(queue)
+
+
+@breaks("test_what_is_out_does_not_expire")
+class ForgivesWhatComesBack(MemoryConsumer):
+    """Lets a message begin afresh each time that it was out."""
+
+    def give_back(self, entry: Entry) -> None:
+        entry.expires_at = math.inf
+        super().give_back(entry)
+
+
+@breaks("test_an_expired_letter_says_so")
+class BuriesWithoutAReason(MemoryTransport):
+    """Has nothing to say about what nobody came for."""
+
+    def stats(self, queue: str) -> QueueStats:
+        bury = self.store.bury
+        silent = lambda delivery, _, *rest: bury(delivery, "", *rest)  # noqa: E731
+        self.store.bury = silent  # type: ignore[method-assign]
+        try:
+            return super().stats(queue)
+        finally:
+            self.store.bury = bury  # type: ignore[method-assign]
 
 
 # -- settle ------------------------------------------------------------------------------------
@@ -864,6 +1342,48 @@ class SettlesAfterItsEnd(MemoryConsumer):
             super().settle(outcomes)
 
 
+@breaks("test_settling_nothing")
+class WantsAnOutcome(MemoryConsumer):
+    """Takes an empty batch for a mistake."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        if not outcomes:
+            raise ValueError("settled once, and nothing else")
+        super().settle(outcomes)
+
+
+@breaks("test_a_retry_is_not_redelivered")
+class FlagsRetries(MemoryConsumer):
+    """Takes the next attempt for the same one that came back."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        taken = []
+        for delivery in super().take(limit):
+            flagged = structs.replace(delivery, redelivered=delivery.attempt > 1)
+            self.out[flagged] = self.out.pop(delivery)
+            taken.append(flagged)
+        return taken
+
+
+@breaks("test_a_dead_letter_has_its_error")
+class ForgetsTheTraceback(MemoryConsumer):
+    """Keeps the reason alone."""
+
+    def settle_one(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Reject):
+            outcome = Reject(outcome.delivery, outcome.reason)
+        super().settle_one(outcome)
+
+
+@breaks("test_settling_for_a_deleted_queue")
+class SettlesAtAGrave(MemoryConsumer):
+    """Settles as if its queue were there."""
+
+    def check(self) -> None:
+        if self.closed:
+            raise ConsumerLost("this consumer is closed")
+
+
 # -- life --------------------------------------------------------------------------------------
 
 
@@ -974,6 +1494,70 @@ class PlaysDead(MemoryConsumer):
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         return [] if self.closed else super().receive(limit, timeout)
+
+
+@breaks("test_closing_gives_back_at_once")
+class GivesBackLater(MemoryConsumer):
+    """Leaves what it held to a clean-up that comes by now and then."""
+
+    def close(self) -> None:
+        threading.Timer(0.5, super().close).start()
+
+
+@breaks("test_closing_is_no_death")
+class CountsFarewells(MemoryConsumer):
+    """Takes each return for a death."""
+
+    def take(self, limit: int) -> list[Delivery]:
+        taken = []
+        for delivery in super().take(limit):
+            counted = structs.replace(delivery, deaths=int(delivery.redelivered))
+            self.out[counted] = self.out.pop(delivery)
+            taken.append(counted)
+        return taken
+
+
+class SQLiteOf(SQLiteTransport):
+    """SQLite whose consumers are of `kind`."""
+
+    kind: type[SQLiteConsumer] = SQLiteConsumer
+
+    def consumer(self, queue: str, prefetch: int) -> SQLiteConsumer:
+        return self.kind(self.address, queue, prefetch)
+
+
+class Mourning(SQLiteConsumer):
+    def beat(self) -> None:
+        self.next_beat = time.monotonic() + 60.0
+
+
+@breaks("test_a_killed_process_gives_back")
+class NeverLooksForTheDead(SQLiteOf):
+    """Waits for what a killed worker held."""
+
+    kind = Mourning
+
+
+class Forgetful(SQLiteConsumer):
+    def take(self, room: int) -> list[Delivery]:
+        taken = [structs.replace(delivery, deaths=0) for delivery in super().take(room)]
+        self.out = set(taken)
+        return taken
+
+
+@breaks("test_deaths_are_counted")
+class CountsNoDeaths(SQLiteOf):
+    """Hands out what kills its workers again and again, as if for the first time."""
+
+    kind = Forgetful
+
+
+@breaks("test_pause_takes_nothing_new")
+class PausesInName(MemoryConsumer):
+    """Gives back what it holds, and goes on taking."""
+
+    def pause(self) -> None:
+        pass
 
 
 # -- look and mend -----------------------------------------------------------------------------
@@ -1167,3 +1751,92 @@ class MixesQueues(MemoryPublisher):
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
         for name in [queue, *(set(self.store.shelves) - {queue})]:
             super().publish(name, messages, timeout)
+
+
+@breaks("test_stats_count_what_was_sent_and_done")
+class CountsForEver(Misreporting):
+    """Counts consumers that are gone."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        return dataclasses.replace(stats, consumers=(stats.consumers or 0) + 7)
+
+
+@breaks("test_stats_count_what_was_sent_and_done")
+class GivesTheTimeOfDay(Misreporting):
+    """Says when the oldest came, and not how long it has waited."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        return dataclasses.replace(stats, oldest=time.time())
+
+
+@breaks("test_stats_count_what_was_sent_and_done")
+class CountsNothingSent(Misreporting):
+    """Says that nothing was ever sent."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        return dataclasses.replace(stats, sent=0)
+
+
+@breaks("test_stats_count_what_was_sent_and_done")
+class CountsAllAsDone(Misreporting):
+    """Takes what was sent for done."""
+
+    def tell(self, stats: QueueStats) -> QueueStats:
+        return dataclasses.replace(stats, done=stats.sent)
+
+
+@breaks("test_queues_are_listed")
+class ListsNothing(MemoryTransport):
+    """Knows of no queue."""
+
+    def queues(self) -> list[str]:
+        return []
+
+
+@breaks("test_peek_shows_nothing_that_is_out")
+class ShowsWhatIsOut(MemoryTransport):
+    """Shows all that there is."""
+
+    def peek(self, queue: str, limit: int, state: State = "ready") -> list[Delivery]:
+        out = [
+            delivery
+            for consumer in self.store.shelf(queue).consumers
+            for delivery in consumer.out
+            if state == "ready"
+        ]
+        return [*out, *super().peek(queue, limit, state)][:limit]
+
+
+@breaks("test_migrate_sets_all_parameters")
+class MigratesInPart(MemoryTransport):
+    """Sets what it was asked for, and leaves the rest as it was."""
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        ttl = spec.ttl or self.store.shelf(spec.name).spec.ttl
+        return super().migrate(dataclasses.replace(spec, ttl=ttl), say, force=force)
+
+
+@breaks("test_migrate_sets_all_parameters")
+class MigratesWithoutTheTtl(MemoryTransport):
+    """Knows of one parameter."""
+
+    def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        return super().migrate(dataclasses.replace(spec, ttl=None), say, force=force)
+
+
+@breaks("test_purge_leaves_what_waits_for_its_time")
+class PurgesTheFuture(MemoryTransport):
+    """Drops all that there is."""
+
+    def purge(self, queue: str) -> int:
+        self.store.shelf(queue).delayed.clear()
+        return super().purge(queue)
+
+
+@breaks("test_deleting_leaves_the_dead_letters")
+class DeletesTheDead(MemoryTransport):
+    """Takes the dead letters along."""
+
+    def delete(self, queue: str) -> None:
+        super().delete(queue)
+        super().delete(queue + DEAD_SUFFIX)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workqueue import connect
 from workqueue.errors import ConfigError
-from workqueue.transports.rabbitmq.address import Address, parse
+from workqueue.transports.rabbitmq.address import Address, Source, parse
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,10 @@ from workqueue.transports.rabbitmq.address import Address, parse
             Address((("h", 5672),), user="u@x", password="p@:/#%", vhost="v/host"),
         ),
         ("amqp://h/%2F", Address((("h", 5672),))),
+        ("amqp://guest:guest@h:5672//", Address((("h", 5672),))),
+        ("amqp://h//?heartbeat=9", Address((("h", 5672),), heartbeat=9.0)),
+        ("amqp://h//x", Address((("h", 5672),), vhost="/x")),
+        ("amqp://h/%2Fx", Address((("h", 5672),), vhost="/x")),
         ("amqp://h/jobs", Address((("h", 5672),), vhost="jobs")),
         ("amqp://h/caf%C3%A9", Address((("h", 5672),), vhost="café")),
         ("amqp://[::1]:5673/x", Address((("[::1]", 5673),), vhost="x")),
@@ -88,6 +93,8 @@ BAD = [
     "amqp://u:SECRET@h:1:2",
     "amqp://u:SECRET@a,,b",
     "amqp://u:SECRET@h/a/b",
+    "amqp://u:SECRET@h///",
+    "amqp://u:SECRET@h//a/b",
     "amqp://u:SECRET@h/v#fragment",
     "amqp://u:SECRET@-h",
     "amqp://u:SECRET@h h",
@@ -149,7 +156,7 @@ def test_the_password_is_in_no_repr() -> None:
 
 def test_the_password_is_in_no_error_of_a_transport() -> None:
     """A broker that cannot be reached is named by host and port alone."""
-    from workqueue import ConnectionLost, connect
+    from workqueue import ConnectionLost
 
     with (
         connect("amqp://user:SECRET@127.0.0.1:1") as broker,
@@ -163,13 +170,87 @@ def test_the_password_is_in_no_error_of_a_transport() -> None:
 
 def test_tls_checks_the_host_name() -> None:
     """The certificate is for the host that was asked for, or for the name that was given."""
-    assert parse("amqp://h").ssl_options("h") is None
-    options = parse("amqps://h").ssl_options("h")
-    assert options is not None
-    assert options["server_hostname"] == "h"
-    named = parse("amqps://[::1]?server_name_indication=broker").ssl_options("[::1]")
-    assert named is not None
-    assert named["server_hostname"] == "broker"
-    bare = parse("amqps://[::1]").ssl_options("[::1]")
-    assert bare is not None
-    assert bare["server_hostname"] == "::1"
+    assert parse("amqps://h").certified_name("h") == "h"
+    named = parse("amqps://[::1]?server_name_indication=broker")
+    assert named.certified_name("[::1]") == "broker"
+    assert parse("amqps://[::1]").certified_name("[::1]") == "::1"
+
+
+# -- a URL that changes ------------------------------------------------------------------------
+
+
+class Text:
+    """What a file with a URL in it holds; an exception is what reading it raises."""
+
+    def __init__(self, content: str | Exception) -> None:
+        self.content = content
+        self.moves = 0
+
+    def read(self) -> str:
+        if isinstance(self.content, Exception):
+            raise self.content
+        return self.content
+
+    def moved(self) -> None:
+        self.moves += 1
+
+
+def test_a_new_password_is_seen_at_the_next_connect() -> None:
+    """It is the same broker, of which all that is known stays known."""
+    text = Text("amqp://ada:old@h/v")
+    source = Source(text.read, text.moved)
+    assert source.now().password == "old"
+    text.content = "amqps://ada:new@h/v?heartbeat=5"
+    assert (source.now().password, source.now().heartbeat) == ("new", 5.0)
+    assert text.moves == 1  # another port, by its scheme
+    text.content = "amqps://bob:new@h/v"
+    assert source.now().user == "bob"
+    assert text.moves == 1
+
+
+@pytest.mark.parametrize("url", ["amqp://ada:new@other/v", "amqp://ada:new@h/w"])
+def test_another_broker_is_not_known_yet(url: str) -> None:
+    """What was seen on the first is not there on the second."""
+    text = Text("amqp://ada:new@h/v")
+    source = Source(text.read, text.moved)
+    text.content = url
+    source.now()
+    source.now()
+    assert text.moves == 1
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["", "amqp://ada:SECR", "nonsense SECR", "sqlite:///x", ConfigError("gone"), OSError("SECR")],
+)
+def test_what_makes_no_sense_for_a_moment(
+    between: str | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is just being written: the last URL stays, which is said once, without it."""
+    text = Text("amqp://ada:old@h/v")
+    source = Source(text.read, text.moved)
+    text.content = between
+    for _ in range(3):
+        assert source.now().password == "old"
+    assert len(caplog.records) == 1
+    assert "SECR" not in caplog.text
+    text.content = "amqp://ada:new@h/v"
+    assert source.now().password == "new"
+    text.content = between
+    source.now()
+    assert len(caplog.records) == 2
+
+
+def test_a_first_url_must_make_sense() -> None:
+    """It was never any better."""
+    with pytest.raises(ConfigError):
+        Source(lambda: "amqp://", lambda: None)
+
+
+def test_connect_takes_a_function() -> None:
+    """RabbitMQ's transport calls it each time, the others once."""
+    urls = iter(["amqp://h/a", "amqp://h/b", "amqp://h/c"])
+    transport = connect(lambda: next(urls)).transport
+    assert transport.address.vhost == "c"  # type: ignore[attr-defined]
+    once = iter(["memory://once"])
+    connect(lambda: next(once)).queue("q").declare()

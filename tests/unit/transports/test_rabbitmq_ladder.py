@@ -19,7 +19,9 @@ from workqueue.transports.rabbitmq.ladder import (
     delivery_key,
     destination,
     first_level,
+    highest_level,
     is_level,
+    parts,
     routing_key,
     ticks_of,
     without_waiting,
@@ -129,3 +131,33 @@ def test_what_the_ladder_leaves_in_headers() -> None:
     assert without_waiting(headers) == {"tenant": "ada"}
     dead = {"x-first-death-queue": "emails", "x-death": [died]}
     assert without_waiting(dead) == dead
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, HIGH_PREFIX])
+@pytest.mark.parametrize("number", [0, 3, LEVELS - 1])
+def test_parts_come_after_those_that_they_lead_to(prefix: str, number: int) -> None:
+    """Made in this order, at no time does one of them lead nowhere."""
+    made: set[tuple[bool, str]] = set()
+    for part in parts(Level(prefix, number)):
+        made.add((part.is_queue, part.name))
+        for binding in part.bindings:
+            assert binding.source == part.name
+            assert (binding.to_queue, binding.target) in made
+        after = (part.arguments or {}).get("x-dead-letter-exchange")
+        assert after is None or (False, after) in made
+    assert len(made) == 3 + 2 * (number + 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "number"),
+    [
+        ([f"{PREFIX}0", f"{PREFIX}10", f"{PREFIX}9", f"{HIGH_PREFIX}20", "x"], PREFIX, 10),
+        ([f"{PREFIX}0", f"{HIGH_PREFIX}2"], HIGH_PREFIX, 2),
+        ([f"{PREFIX}99", f"{PREFIX}x", "workqueue.due"], PREFIX, None),
+        ([], PREFIX, None),
+    ],
+)
+def test_the_highest_level_there_is(names: list[str], prefix: str, number: int | None) -> None:
+    """Each ladder by itself; a name that only looks like one of its levels is not counted."""
+    expected = None if number is None else Level(prefix, number)
+    assert highest_level(names, prefix) == expected

@@ -16,7 +16,7 @@ from tests.fuzz.openings import server
 from workqueue.errors import ConnectionLost
 from workqueue.transport import QueueStats
 from workqueue.transports.rabbitmq import management
-from workqueue.transports.rabbitmq.address import parse
+from workqueue.transports.rabbitmq.address import Source
 from workqueue.transports.rabbitmq.management import Management
 from workqueue.transports.rabbitmq.verdicts import allows
 
@@ -29,8 +29,9 @@ def answer(body: bytes, head: str = "200 OK", more: str = "") -> bytes:
 
 
 def asked(said: Callable[[socket.socket], None], ask: Callable[[Management], Any]) -> Any:
+    source = Source(lambda: "amqp://guest:guest@127.0.0.1:1/", lambda: None)
     with server(said) as port:
-        return ask(Management(f"http://127.0.0.1:{port}", parse("amqp://guest:guest@127.0.0.1:1/")))
+        return ask(Management(f"http://127.0.0.1:{port}", source))
 
 
 def saying(data: bytes) -> Callable[[socket.socket], None]:

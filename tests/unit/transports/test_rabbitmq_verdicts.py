@@ -9,6 +9,15 @@ from typing import Any
 import pytest
 
 from workqueue.transport import Finding, QueueSpec
+from workqueue.transports.rabbitmq.ladder import (
+    HIGH_PREFIX,
+    PREFIX,
+    UNDELIVERABLE,
+    Binding,
+    Level,
+    Part,
+    parts,
+)
 from workqueue.transports.rabbitmq.survey import Survey
 from workqueue.transports.rabbitmq.topology import (
     Abilities,
@@ -18,13 +27,16 @@ from workqueue.transports.rabbitmq.topology import (
 )
 from workqueue.transports.rabbitmq.verdicts import (
     allows,
+    judge_alternates,
     judge_certificate,
     judge_clock,
     judge_dead,
+    judge_ladder,
     judge_nodes,
     judge_permissions,
     judge_queue,
     judge_timeout,
+    judge_undeliverable,
     judge_version,
     policy_of,
 )
@@ -116,7 +128,6 @@ def test_permissions_that_suffice() -> None:
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ({"configure": "", "write": ".*", "read": ".*"}, "may not configure workqueue, q, q.dead"),
         ({"configure": ".*", "write": "^q$", "read": ".*"}, "write workqueue, amq.default, q.dead"),
         ({"configure": ".*", "write": ".*", "read": "^x"}, "may not read"),
         ({}, "may not write"),
@@ -126,6 +137,14 @@ def test_permissions_that_do_not(rule: dict[str, str], told: str) -> None:
     state, found = worst(list(judge_permissions(rule, ["q"], "ada")))
     assert state == "fail"
     assert told in found
+
+
+def test_without_configure_one_can_work() -> None:
+    """While nothing is missing: so it is no failure."""
+    rule = {"configure": "", "write": ".*", "read": ".*"}
+    state, found = worst(list(judge_permissions(rule, ["q"], "ada")))
+    assert state == "warn"
+    assert "may not configure workqueue, q, q.dead" in found
 
 
 def test_patterns_are_matched_as_rabbitmq_does() -> None:
@@ -178,7 +197,7 @@ def test_an_operators_policy_goes_with_it() -> None:
 
 def queue(abilities: Abilities = NEW, type_: Any = "quorum", **changes: Any) -> Survey:
     """One of ours, with other arguments; None takes one away."""
-    arguments = queue_arguments(QueueSpec(name="q", type=type_), abilities)
+    arguments = queue_arguments(QueueSpec(name="q", type=type_))
     return Survey("q", abilities, changed(arguments, changes))
 
 
@@ -281,3 +300,71 @@ def test_acknowledgement_timeouts(
     assert finding.state == state
     assert told in finding.found
     assert bool(finding.command) == (state != "ok")
+
+
+# -- delays ------------------------------------------------------------------------------------
+
+LADDER = list(parts(Level(PREFIX, 3)))
+BINDINGS = {binding for part in LADDER for binding in part.bindings}
+
+
+def test_a_ladder_that_is_whole() -> None:
+    """Or that nobody ever used: then there is nothing to say."""
+    assert [finding.state for finding in judge_ladder(LADDER, BINDINGS, "q")] == ["ok"]
+    assert [finding.state for finding in judge_ladder(LADDER, None, "q")] == ["ok"]
+    assert list(judge_ladder([], set(), "q")) == []
+
+
+@pytest.mark.parametrize("missing", LADDER[:-2], ids=str)
+def test_each_part_that_is_missing_is_named(missing: Part) -> None:
+    """And the message that makes it again: one that needs the highest level there is."""
+    left = [part for part in LADDER if part is not missing]
+    findings = list(judge_ladder(left, BINDINGS, "my q"))
+    assert [finding.state for finding in findings] == ["fail"]
+    assert findings[0].found.startswith(f"{missing} does not exist")
+    assert findings[0].command == "workqueue send 'my q' BODY --delay 0.8s"
+
+
+@pytest.mark.parametrize("missing", sorted(BINDINGS), ids=lambda b: f"{b.source} to {b.target}")
+def test_each_binding_that_is_missing_is_named(missing: Binding) -> None:
+    findings = list(judge_ladder(LADDER, BINDINGS - {missing}, "q"))
+    assert len(findings) == 1
+    assert f"{missing.source} is not bound to {missing.target}" in findings[0].found
+
+
+def test_the_ladder_of_high_priorities() -> None:
+    """It has levels of its own, and a message of a high priority makes them."""
+    high = list(parts(Level(HIGH_PREFIX, 2)))
+    left = [part for part in high if part.name != f"{HIGH_PREFIX}1"]
+    commands = {finding.command for finding in judge_ladder(left, None, "q")}
+    assert commands == {"workqueue send q BODY --delay 0.4s --priority 9"}
+
+
+def test_what_was_due_for_nobody() -> None:
+    assert list(judge_undeliverable(0)) == []
+    assert [finding.state for finding in judge_undeliverable(3)] == ["warn"]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "own", "ruled", "told"),
+    [
+        ("workqueue", None, None, None),
+        ("workqueue", "a", None, "a (argument)"),
+        ("workqueue", None, "p", "p (policy rule)"),
+        ("workqueue", "a", "p", "a (argument)"),
+        ("workqueue.delay.3", None, "p", "p (policy rule)"),
+        ("workqueue.due", UNDELIVERABLE, "p", None),
+        ("workqueue.due", None, "p", "p (policy rule)"),
+        ("others", None, "p", None),
+    ],
+)
+def test_alternate_exchanges(
+    exchange: str, own: str | None, ruled: str | None, told: str | None
+) -> None:
+    """An argument goes before a policy; other people's exchanges are theirs."""
+    row = {"name": exchange, "arguments": {"alternate-exchange": own} if own else {}}
+    definition = {"alternate-exchange": ruled} if ruled else {}
+    rule = {"name": "rule", "pattern": ".*", "apply-to": "all", "definition": definition}
+    findings = list(judge_alternates([row], [rule]))
+    assert [finding.state for finding in findings] == (["warn"] if told else [])
+    assert all(f"alternate exchange {told}:" in finding.found for finding in findings)

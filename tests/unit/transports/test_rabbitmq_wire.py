@@ -15,10 +15,12 @@ import pytest
 from amqp.basic_message import Message as AmqpMessage
 from amqp.method_framing import frame_handler, frame_writer
 from amqp.serialization import dumps, loads
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from workqueue.message import DEFAULT_PRIORITY, Message
+from workqueue.transports.copies import ERROR, FAILURES, REASON
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.wire import FrameReader, Inbound, TooLong, WireError
 
@@ -360,11 +362,25 @@ def test_milliseconds_where_seconds_belong() -> None:
     assert message_in(inbound).id == "the-id"
 
 
-@pytest.mark.parametrize("seconds", [0, 2**31, 253_402_300_800, 2**53, 2**63, 2**64 - 1])
-def test_any_time_at_all(seconds: int) -> None:
-    """The first second that is no date, and the last that fits the wire, are numbers."""
-    headers = message_in(read_one(delivery(with_headers(entry("T", pack(">Q", seconds)))))).headers
-    assert headers["h"] in (seconds, datetime.fromtimestamp(min(seconds, 2**32), UTC))
+@pytest.mark.parametrize(
+    ("seconds", "arrives"),
+    [
+        (0, datetime(1970, 1, 1, tzinfo=UTC)),
+        (2**31, datetime(2038, 1, 19, 3, 14, 8, tzinfo=UTC)),
+        (-315_619_200, datetime(1960, 1, 1, tzinfo=UTC)),
+        (-62_135_596_800, datetime(1, 1, 1, tzinfo=UTC)),
+        (253_402_300_799, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (253_402_300_800, 253_402_300_800),
+        (-62_135_596_801, -62_135_596_801),
+        (2**53, 2**53),
+        (2**63 - 1, 2**63 - 1),
+        (-(2**63), -(2**63)),
+    ],
+)
+def test_any_time_at_all(seconds: int, arrives: object) -> None:
+    """RabbitMQ delivers the times of AMQP 1.0 clients with a sign. What is no date is a number."""
+    headers = message_in(read_one(delivery(with_headers(entry("T", pack(">q", seconds)))))).headers
+    assert headers["h"] == arrives
 
 
 def test_a_content_type_that_is_not_text() -> None:
@@ -787,3 +803,209 @@ def test_tables_are_what_py_amqp_reads(table: dict[str, Any]) -> None:
     (witness,), end = loads("F", encoded, 0)
     assert end == len(encoded)
     assert same(table, witness)
+
+
+# -- what was received, published again --------------------------------------------------------
+
+raw_texts = st.binary(max_size=255)
+raw_numbers = [
+    st.binary(min_size=size, max_size=size).map(lambda raw, letter=letter: letter.encode() + raw)
+    for letter, size in {**NUMBER_TYPES, "t": 1, "T": 8, "D": 5, "V": 0}.items()
+]
+raw_scalars = st.one_of(
+    *raw_numbers,
+    st.integers(-(2**40), 2**40).map(lambda second: b"T" + pack(">q", second)),
+    st.binary(max_size=40).map(lambda raw: b"S" + wire.longstr(raw)),
+    st.binary(max_size=40).map(lambda raw: b"x" + wire.longstr(raw)),
+)
+
+
+def raw_table(entries: list[tuple[bytes, bytes]]) -> bytes:
+    return wire.longstr(b"".join(bytes((len(name),)) + name + value for name, value in entries))
+
+
+raw_names = st.one_of(raw_texts, st.sampled_from([b"CC", b"BCC", b"cc", b"", b"workqueue-cc"]))
+raw_values = st.recursive(
+    raw_scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: b"A" + wire.longstr(b"".join(items))),
+        st.lists(st.tuples(raw_names, inner), max_size=3).map(lambda e: b"F" + raw_table(e)),
+    ),
+    max_leaves=8,
+)
+raw_headers = st.lists(st.tuples(raw_names, raw_values), max_size=5).map(raw_table)
+
+
+@st.composite
+def raw_properties(draw: st.DrawFn) -> bytes:
+    """Any of the fourteen, each with any bytes that it can have on the wire."""
+    flags, parts = 0, []
+    for name, bit, read in wire.PROPERTIES:
+        if draw(st.booleans()):
+            flags |= bit
+            if name == "headers":
+                parts.append(draw(raw_headers))
+            elif read is wire.read_octet:
+                parts.append(draw(st.binary(min_size=1, max_size=1)))
+            elif read is wire.read_timestamp:
+                parts.append(draw(st.binary(min_size=8, max_size=8)))
+            else:
+                text = draw(raw_texts | st.just(b"amq.rabbitmq.reply-to"))
+                parts.append(bytes((len(text),)) + text)
+    return pack(">H", flags) + b"".join(parts)
+
+
+def finite(value: Any) -> bool:
+    """Whether no float in it is one that RabbitMQ neither takes nor gives."""
+    match value:
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(finite, value.values()))
+        case list():
+            return all(map(finite, value))
+    return True
+
+
+@given(properties=raw_properties())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_can_be_read_can_be_said_again(properties: bytes) -> None:
+    """Every property and every header of a received message is in its copy, and equal."""
+    message, unreadable = wire.decode_properties(properties, b"x")
+    assert unreadable is None
+    kept, left_out = wire.fitted(message, 1 << 17)
+    assert left_out == [name for name, value in message.headers.items() if not finite(value)]
+    if not left_out:
+        assert kept == message
+    again, unreadable = wire.decode_properties(wire.encode_properties(kept), b"x")
+    assert unreadable is None
+    assert again == kept
+
+
+@given(properties=st.binary(min_size=2, max_size=200))
+@settings(deadline=None)
+def test_whatever_was_read_has_a_copy(properties: bytes) -> None:
+    """Also where the properties made no sense."""
+    message, _ = wire.decode_properties(properties, b"x")
+    kept, _ = wire.fitted(message, 1 << 17)
+    assert wire.decode_properties(wire.encode_properties(kept), b"x") == (kept, None)
+
+
+def names_in(properties: bytes) -> list[str]:
+    """Of the headers, as often as they occur: what RabbitMQ looks for in them."""
+    (flags,) = unpack_from(">H", properties)
+    end = 2
+    for name, bit, read in wire.PROPERTIES[:3]:
+        if flags & bit and name != "headers":
+            _, end = read(properties, end)
+    names, stop = [], end + 4 + unpack_from(">I", properties, end)[0] if flags & 0x2000 else end
+    end += 4
+    while end < stop:
+        names.append(properties[end + 1 : end + 1 + properties[end]].decode("latin-1"))
+        end = wire.end_of_value(properties, end + 1 + properties[end])
+    return names
+
+
+@given(properties=raw_properties())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_moved_gives_no_orders(properties: bytes) -> None:
+    """And is what it was in all else."""
+    moved, changes = wire.harmless(properties, 1 << 17)
+    assert (moved == properties) == (not changes)
+    assert not wire.OBEYED.keys() & set(names_in(moved))
+    before, _ = wire.decode_properties(properties, b"x")
+    after, unreadable = wire.decode_properties(moved, b"x")
+    assert unreadable is None
+    if before.reply_to == "amq.rabbitmq.reply-to":
+        before = replace(before, reply_to=None)
+    if names_in(properties).count("workqueue-cc") == 0:
+        assert same(dict(before.headers), dict(after.headers))
+    assert replace(before, headers={}) == replace(after, headers={})
+    assert not unpack_from(">H", moved)[0] & 0x0010
+
+
+def test_a_message_without_orders_is_moved_byte_for_byte() -> None:
+    """Also with headers that cannot be read, as none of RabbitMQ's are."""
+    for table in (entry("?", b"what is this"), b"", b"\x02cc" + b"V", entry("A", b"\0\0\0\0")):
+        properties = with_headers(table, before=b"\x04text", flags=0x8000)
+        assert wire.harmless(properties, 1 << 17) == (properties, [])
+
+
+def test_what_grows_too_long_for_a_frame_is_left_out() -> None:
+    """The name under which CC travels is longer, and headers cannot be split."""
+    table = b"\x02CC" + b"A" + wire.longstr(b"") + entry("S", wire.longstr(b"x" * 50))
+    properties = with_headers(table)
+    moved, _ = wire.harmless(properties, len(properties))
+    assert names_in(moved) == ["h"]
+    assert len(moved) < len(properties)
+
+
+def test_cut_properties_are_not_moved() -> None:
+    """They are not AMQP, and no broker sent them."""
+    order = b"\x02CC" + b"S" + wire.longstr(b"audit")
+    properties = with_headers(order, before=b"\x04text", flags=0x8000)
+    assert names_in(wire.harmless(properties, 1000)[0]) == ["workqueue-cc"]
+    for cut in range(len(properties)):
+        with pytest.raises(WireError):
+            wire.harmless(properties[:cut], 1000)
+
+
+@pytest.mark.parametrize("name", ["CC", "BCC"])
+@pytest.mark.parametrize("value", [["audit"], "audit", {"a": 1}, None, 7])
+def test_no_publish_gives_orders(name: str, value: object) -> None:
+    """In whatever form the order is, it is a header like any other where it is read."""
+    message = Message(
+        body=b"x", headers={name: value, "n": 1, f"workqueue-{name.lower()}": "forged"}
+    )
+    frames = list(frames_in(publish(message)))
+    assert sorted(names_in(frames[1][2][12:])) == ["n", f"workqueue-{name.lower()}"]
+    again, _ = wire.decode_properties(frames[1][2][12:], b"x")
+    assert again.headers == {name: value, "n": 1}
+
+
+def test_one_header_that_cannot_travel_costs_no_other() -> None:
+    """What cannot be said goes alone; of what does not fit, the largest of others' goes first."""
+    message = Message(
+        body=b"",
+        id="x" * 300,
+        sent_at=math.nan,
+        headers={"a": 1, "nan": math.nan, "x" * 256: 1, "deep": [{"o": object()}], "z": "z"},
+    )
+    kept, left_out = wire.fitted(message, FRAME_MAX)
+    assert (kept.id, kept.sent_at) == ("x" * 255, None)
+    assert dict(kept.headers) == {"a": 1, "z": "z"}
+    assert left_out == ["nan", "x" * 256, "deep"]
+
+
+def test_what_goes_first_where_a_frame_is_too_short() -> None:
+    """The beginning of the error; then the largest header of others, and ours at the very end."""
+    ours = {FAILURES: 3, ERROR: "e" * 3_000 + "!", REASON: "r" * 900}
+    message = Message(body=b"", headers={"s": "s", **ours, "l": "l" * 2_000, "m": "m" * 500})
+    kept, left_out = wire.fitted(message, FRAME_MAX)
+    assert left_out == []
+    assert 100 < len(kept.headers[ERROR]) < 600
+    assert kept.headers[ERROR].endswith("e!")
+    assert len(wire.encode_properties(kept)) == wire.longest_properties(FRAME_MAX)
+    kept, left_out = wire.fitted(message, 2_000)
+    assert left_out == ["l"]
+    assert dict(kept.headers) == {
+        "s": "s",
+        FAILURES: 3,
+        ERROR: "",
+        REASON: "r" * 900,
+        "m": "m" * 500,
+    }
+    kept, left_out = wire.fitted(message, 1_000)
+    assert left_out == ["s", "l", "m"]
+    assert dict(kept.headers) == {FAILURES: 3, ERROR: "", REASON: "r" * 900}
+
+
+@given(message=messages, frame_max=st.integers(500, 2_000))
+@settings(deadline=None)
+def test_what_is_fitted_fits(message: Message, frame_max: int) -> None:
+    """Whatever the message and the frame."""
+    message = replace(message, headers={**message.headers, ERROR: "é" * 500, REASON: "r"})
+    kept, left_out = wire.fitted(message, frame_max)
+    if "workqueue-reason" in kept.headers:
+        assert wire.encode_publish(1, "", "q", kept, frame_max)
+    assert set(left_out) == message.headers.keys() - kept.headers.keys()

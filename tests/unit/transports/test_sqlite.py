@@ -35,7 +35,12 @@ from workqueue.errors import (
     TooLarge,
 )
 from workqueue.message import Delivery, Message, new_id
-from workqueue.testing import TransportSuite, eventually, transport_machine
+from workqueue.testing import (
+    CheckedTransport,
+    TransportSuite,
+    eventually,
+    transport_machine,
+)
 from workqueue.transport import Ack, QueueSpec, Reject, Requeue, Retry, Transport
 from workqueue.transports.copies import REASON
 from workqueue.transports.sqlite import (
@@ -81,9 +86,14 @@ def check_counters(path: Path) -> None:
 class TestSQLite(TransportSuite):
     @pytest.fixture
     def transport(self, tmp_path: Path) -> Iterator[Transport]:
-        transport = Counted(f"sqlite:///{tmp_path}/jobs.db")
+        transport = CheckedTransport(Counted(f"sqlite:///{tmp_path}/jobs.db"))
         yield transport
         transport.close()
+        assert transport.faults == []
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/jobs.db"
 
 
 machine_files = itertools.count()
@@ -566,7 +576,7 @@ def test_a_disk_that_runs_full(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", publisher.RESERVE + 2 * 1024 * 1024) as disk:
         transport = SQLiteTransport(f"sqlite:///{disk}/jobs.db")
         transport.declare(QueueSpec(name="q"))
-        sender, worker = transport.publisher(), transport.consumer("q", 0)
+        sender, worker = transport.publisher(), transport.consumer("q", 10_000)
         sent = 0
         with refused(disk / "jobs.db", "the disk is almost full"):
             while True:
@@ -672,6 +682,53 @@ def test_on_a_full_disk_a_worker_waits(
     assert bodies(take(worker, 3)) == [b"y" * 100_000] * 3
 
 
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_worker_that_waits_for_the_disk_says_so(
+    transport: SQLiteTransport,
+    sender: SQLitePublisher,
+    caplog: pytest.LogCaptureFixture,
+    in_time: bool,
+) -> None:
+    """To whoever asks whether it is ready; and, if it ends before, that the task runs again."""
+    send(sender, b"x" * 100_000)
+    with closing(transport.consumer("q", 1)) as worker:
+        (delivery,) = take(worker, 1)
+        send(sender, *[b"y" * 100_000] * 3)
+        assert worker.hindered is None
+        fill_the_disk(worker.database.connection)
+        worker.settle([Reject(delivery, "no")])
+        assert "the disk is full" in (worker.hindered or "")
+        if in_time:
+            empty_the_disk(worker.database.connection)
+            assert len(take(worker, 1)) == 1
+            assert worker.hindered is None
+    assert ("1 tasks of q run again as the same attempt" in caplog.text) is not in_time
+    assert (transport.stats("q").ready, transport.stats("q").dead) == (3 + (not in_time), in_time)
+
+
+@pytest.mark.parametrize("outcome", ["retry", "reject"])
+def test_a_copy_that_no_row_holds_is_made_smaller(
+    transport: SQLiteTransport, sender: SQLitePublisher, worker: SQLiteConsumer, outcome: str
+) -> None:
+    """Without the error text, and then without the sender's headers."""
+    send(sender, b"x" * 15_000)
+    sender.publish("q", [Message(body=b"y" * 15_000, headers={"theirs": "z" * 4_900})], PATIENCE)
+    deliveries = take(worker, 2)
+    worker.database.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 20_000)
+    if outcome == "retry":
+        wide = "a reason"  # what a retry adds is small; here it is just too much
+        worker.database.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 19_950)
+        worker.settle([Retry(one, wide) for one in deliveries])
+        kept = transport.peek("q", 2)
+    else:
+        worker.settle([Reject(one, "a reason", "e" * 8_000) for one in deliveries])
+        kept = transport.peek("q.dead", 2)
+    assert [one.message.body for one in kept] == [b"x" * 15_000, b"y" * 15_000]
+    assert all("workqueue-error" not in one.message.headers for one in kept)
+    assert all(one.message.headers["workqueue-failures"] == 1 for one in kept)
+    assert "theirs" not in kept[1].message.headers
+
+
 def test_the_last_of_the_disk_is_for_workers(
     path: Path,
     transport: SQLiteTransport,
@@ -766,7 +823,7 @@ def test_a_file_that_is_damaged_in_use(
 ) -> None:
     """The consumer is lost, what comes after is refused, and all in a line that names the file."""
     transport.declare(QueueSpec(name="other"))
-    sender, worker = transport.publisher(), transport.consumer("q", 0)
+    sender, worker = transport.publisher(), transport.consumer("q", 10_000)
     send(sender, *[os.urandom(2_000) for _ in range(2_000)])
     sender.database.checkpoint()
     worker.close()

@@ -41,6 +41,14 @@ PORT = 9464
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 60, 600, 3600)
 """Seconds. Those of OpenTelemetry's semantic conventions for messaging, and some for long tasks."""
 
+OTHER = "other"
+"""The label of a task that this worker does not know by name: its name came with the message, and
+each new one would be another time series."""
+
+LONGEST_WAIT = 366 * 86_400.0
+"""Seconds. What seems to have waited longer comes from a sender with a wrong clock, and would
+outweigh all others in the sum."""
+
 OUTCOMES: dict[type[Outcome], str] = {
     Ack: "done",
     Retry: "retry",
@@ -143,6 +151,7 @@ class PrometheusMiddleware(Middleware):
         self.server: BoundedServer | None = None
         self.figures: QueueFigures | None = None
         self.watched: list[Gauge] = []
+        self.worker: Worker | None = None
 
     # -- sending
 
@@ -172,6 +181,7 @@ class PrometheusMiddleware(Middleware):
     # -- working
 
     def started(self, worker: Worker) -> None:
+        self.worker = worker
         self.watch(worker)
         driver = driver_of(worker.queue)
         self.metrics.info.labels(workqueue.__version__, driver, platform.python_version()).set(1)
@@ -203,14 +213,21 @@ class PrometheusMiddleware(Middleware):
         queue = delivery.queue
         self.metrics.received.labels(queue).inc()
         waited = seconds_since(delivery.message.sent_at, time.time())
-        if waited is not None and delivery.attempt == 1 and not delivery.redelivered:
+        first = delivery.attempt == 1 and not delivery.redelivered
+        if first and waited is not None and waited <= LONGEST_WAIT:
             self.metrics.wait.labels(queue).observe(waited)
 
     def settled(self, outcome: Outcome, seconds: float) -> None:
         delivery = outcome.delivery
-        labels = (delivery.queue, delivery.message.type or "", OUTCOMES[type(outcome)])
+        labels = (delivery.queue, self.handler_of(delivery), OUTCOMES[type(outcome)])
         self.metrics.finished.labels(*labels).inc()
         self.metrics.run_time.labels(*labels).observe(seconds)
+
+    def handler_of(self, delivery: Delivery) -> str:
+        """The task's name, if it is one of the worker's own; empty for plain messages."""
+        name = delivery.message.type or ""
+        known = self.worker.runner.options if self.worker is not None else {}
+        return name if not name or name in known else OTHER
 
     def lost(self, error: ConsumerLost) -> None:
         self.metrics.reconnects.labels(type(error.__cause__ or error).__name__).inc()

@@ -4,6 +4,7 @@
         url = proxy.through("amqp://guest@127.0.0.1:5672/")
         proxy.stall("up")       # bytes wait here; both kernels think all is well
         proxy.drop()            # bytes vanish, both ways; so do closes: a half-open connection
+        proxy.forget()          # bytes of the connections there are vanish, as behind a NAT
         proxy.cut_after(1000)   # both ends are reset after a thousand more bytes, either way
         proxy.reset_all()       # both ends of every connection are reset now
         proxy.refuse()          # nobody listens
@@ -68,6 +69,12 @@ class Proxy:
         """Lose all bytes from now on, and closes too: neither end hears of the other."""
         self.dropping.update(directions or BOTH)
 
+    def forget(self) -> None:
+        """Lose all bytes of the connections there are, as a NAT does that dropped them from its
+        table. New ones are not affected."""
+        for link in list(self.links):
+            link.forgotten = True
+
     def delay(self, seconds: float, *directions: Direction) -> None:
         """Hold each piece for so long before it goes on."""
         self.delays.update(dict.fromkeys(directions or BOTH, seconds))
@@ -97,7 +104,8 @@ class Proxy:
 
     def heal(self) -> None:
         """All passes again. Connections that lost bytes are reset: with holes they are not TCP."""
-        holed = list(self.links) if self.dropping or self.mute else []
+        every = self.dropping or self.mute
+        holed = [link for link in self.links if every or link.forgotten]
         for link in holed:
             link.reset = True
         self.mute = False
@@ -164,7 +172,7 @@ class Proxy:
                     continue
                 data = source.recv(65536)
                 self._hold(link, way)
-                if way in self.dropping:
+                if way in self.dropping or link.forgotten:
                     if not data:  # the other end is not to hear of it
                         self._wait_for_reset(link)
                     continue
@@ -174,7 +182,7 @@ class Proxy:
                 self._send(link, sink, self._allowed(link, way, data), way)
         except OSError:
             # One end was reset: the other hears of it, unless nothing is heard at all.
-            if way in self.dropping:
+            if way in self.dropping or link.forgotten:
                 self._wait_for_reset(link)
             link.reset = True
 
@@ -221,6 +229,7 @@ class Link:
         self.client = client
         self.broker: socket.socket | None = None
         self.reset = False
+        self.forgotten = False
         self.reset_when_sent = False
         self.ended = threading.Event()
 

@@ -3,7 +3,8 @@
     python -m workqueue.cli.torture.sender QUEUE NUMBER SHARE SEED UNTIL
 
 Started again, it goes on after what its ledger says was sent last. What it could not place it
-writes down and leaves: the next message is another one's turn.
+writes down and leaves: the next message is another one's turn. A transport that breaks its contract
+ends it, with exit code 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from workqueue.message import Message
 from workqueue.middleware import Middleware, Sending
 from workqueue.producer import Producer
 from workqueue.registry import open_transport
+from workqueue.testing.checked import CheckedTransport
 from workqueue.transport import Publisher, Transport
 
 TIMEOUT = 10.0
@@ -48,6 +50,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sender.leave())
     messages = (make_message(int(seed), int(number), n) for n in range(begun, int(share)))
     sender.send_all(messages, int(share) - begun, float(until))
+    if faults := sender.transport.faults:
+        sys.exit("\n".join(faults))
 
 
 def last_sent(path: Path) -> int:
@@ -59,9 +63,9 @@ class Sender:
     """Sends one chunk after the other, evenly over the time there is."""
 
     def __init__(self, queue: str, ledger: Ledger) -> None:
-        transport = open_transport(os.environ["WORKQUEUE_URL"])
+        self.transport = CheckedTransport(open_transport(os.environ["WORKQUEUE_URL"]))
         self.producer = Producer(
-            Broker(cast(Transport, Watched(transport, ledger))).queue(queue),
+            Broker(cast(Transport, Watched(self.transport, ledger))).queue(queue),
             timeout=TIMEOUT,
             connect_timeout=TIMEOUT,
             middleware=[Bookkeeper(ledger)],
@@ -76,7 +80,7 @@ class Sender:
         began, sent = time.time(), 0
         rng = random.Random(count)
         with self.producer:
-            while sent < count and not self.leaving:
+            while sent < count and not self.leaving and not self.transport.faults:
                 due = due_by_now(count, began, until) - sent
                 if due < 1:
                     time.sleep(0.02)

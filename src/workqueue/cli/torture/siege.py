@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from workqueue.cli.options import CHECK_TRANSPORT
 from workqueue.cli.torture.checker import End, History, Letter, Verdict, check
 from workqueue.cli.torture.handler import FOLDER, LONGEST
 from workqueue.cli.torture.ledger import Reader
@@ -246,6 +247,7 @@ class Siege:
     def own_environment(self) -> dict[str, str]:
         return {
             "WORKQUEUE_URL": self.url,
+            CHECK_TRANSPORT: "1",
             FOLDER: str(self.folder),
             LONGEST: str(self.longest),
         }

@@ -3,18 +3,22 @@
     amqp[s]://[user[:password]@]host[:port][,host[:port]…][/vhost][?heartbeat=20&cacertfile=…]
 
 The forms are those of RabbitMQ's "URI specification" and "URI query parameters"; no virtual host
-is "/", as every client has it. A part of the URL is never repeated in an error: it may hold
-the password.
+is "/", as every client has it, and so is "//" at the end, as Celery's users write it. A part of the
+URL is never repeated in an error: it may hold the password.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from workqueue.errors import ConfigError
+from workqueue.loggers import logger
+
+log = logger("rabbitmq")
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 DEFAULT_HEARTBEAT = 20.0
@@ -34,7 +38,12 @@ HINT = "Write amqp://user:password@host:5672/vhost, with @ : / # in a password a
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where brokers are and how to log in. `hosts` are alternatives; `repr` keeps the password."""
+    """Where brokers are and how to log in. `hosts` are alternatives; `repr` keeps the password.
+
+    `external`: the client certificate is the login, if the broker lets it be (SASL EXTERNAL), and
+    `user` and `password` are for one that does not. Source: RabbitMQ documentation, "Authentication
+    with x509 certificates".
+    """
 
     hosts: tuple[tuple[str, int], ...]
     user: str = "guest"
@@ -46,17 +55,45 @@ class Address:
     certfile: str | None = None
     keyfile: str | None = None
     server_name: str | None = None
+    external: bool = field(default=False, compare=False)
 
-    def ssl_options(self, host: str) -> dict[str, Any] | None:
-        """For py-amqp; None without TLS. The name in the certificate is always checked."""
-        if not self.tls:
-            return None
-        return {
-            "server_hostname": self.server_name or host.strip("[]"),
-            "ca_certs": self.cacertfile,
-            "certfile": self.certfile,
-            "keyfile": self.keyfile,
-        }
+    def certified_name(self, host: str) -> str:
+        """What the certificate of `host` must name; it is always checked."""
+        return self.server_name or host.strip("[]")
+
+
+class Source:
+    """The address as the URL says it at the moment: it is read at each connect, so that a new
+    password, or a broker that moved, needs no restart.
+
+    `read` gives the URL. What it gives first must make sense; later, while it raises or gives what
+    does not, the address stays as it was, and a line is logged. `moved` is called when another
+    broker or virtual host is named.
+    """
+
+    def __init__(self, read: Callable[[], str], moved: Callable[[], None]) -> None:
+        self.read = read
+        self.moved = moved
+        self.url = read()
+        self.address = parse(self.url)
+        self.problem = ""
+
+    def now(self) -> Address:
+        try:
+            url = self.read()
+            address = parse(url) if url != self.url else self.address
+        except Exception as error:  # noqa: BLE001 - the function may be a user's
+            # Of errors that are not ours the text may hold what was read.
+            told = str(error) if isinstance(error, ConfigError) else type(error).__name__
+            if told != self.problem:
+                self.problem = told
+                log.warning("the URL cannot be read again, the one before stays: %s", told)
+            return self.address
+        before, self.address = self.address, address
+        self.url, self.problem = url, ""
+        if (before.hosts, before.vhost) != (address.hosts, address.vhost):
+            self.moved()
+        return address
 
 
 def parse(url: str) -> Address:
@@ -66,17 +103,21 @@ def parse(url: str) -> Address:
         raise bad("has a part that does not belong there")
     scheme = shape["scheme"].lower()
     user, password = login(shape["login"])
+    chosen = options(shape["query"] or "", tls=scheme == "amqps")
     hosts = tuple(host(text, PORTS[scheme]) for text in shape["hosts"].split(","))
-    vhost = shape["vhost"] or "%2F"
+    # One / more in front is the virtual host's own, as kombu has it: amqp://host// is "/".
+    path = shape["vhost"] or "/"
+    own, vhost = ("/", path[1:]) if path.startswith("/") else ("", path)
     if "/" in vhost:
         raise bad("has more than one part after the host; a / in a virtual host is written %2F")
     return Address(
         hosts=hosts,
         user=user,
         password=password,
-        vhost=decoded(vhost),
+        vhost=own + decoded(vhost),
         tls=scheme == "amqps",
-        **options(shape["query"] or "", tls=scheme == "amqps"),
+        external=shape["login"] is None and "certfile" in chosen,
+        **chosen,
     )
 
 

@@ -19,21 +19,23 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSet, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import Any
+from weakref import WeakSet
 
 import amqp
 from msgspec.structs import replace
 
-from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost
+from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost, LookCutShort
 from workqueue.loggers import logger
 from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
 from workqueue.transports.copies import (
     DEATHS,
+    as_lent,
     attempt_of,
     dead_copy,
     retry_copy,
@@ -41,10 +43,11 @@ from workqueue.transports.copies import (
     this_worker,
 )
 from workqueue.transports.rabbitmq import wire
-from workqueue.transports.rabbitmq.copier import Copier, Copy
+from workqueue.transports.rabbitmq.copier import Copier
 from workqueue.transports.rabbitmq.ladder import without_waiting
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.migration import GateProbe
+from workqueue.transports.rabbitmq.owed import Owed
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
@@ -56,8 +59,16 @@ OTHER_CHANNELS = 1
 
 MOST_PREFETCH = 65535
 
+MOST_LENT = 2_000
+"""What a quorum queue lends at most to a consumer that has no prefetch (rabbit_quorum_queue.erl,
+`UNLIMITED_PREFETCH_COUNT`). Then it falls silent, as if it were empty."""
+
 LOOK_PATIENCE = 1.0
-"""Seconds for the next message to arrive, when it is only looked at."""
+"""Seconds for the next message to arrive, when it is only looked at, until it is asked whether
+there is one."""
+
+LOOK_SLOWLY = 10.0
+"""Seconds after which a look ends all the same: the broker is slow, or somebody else is quicker."""
 
 INNOCENT_RETURNS = 2
 """Times that a message may have come back without being thought to have cost a worker its life,
@@ -75,13 +86,26 @@ WIDE = 50
 """A prefetch from which on there is always more under way than an instant brings."""
 
 COPY_PATIENCE = 2.0
-"""Seconds for copies to become safe before a consumer closes."""
+"""Seconds in which no copy became safe, until a consumer that closes waits no longer for them."""
+
+UNHEARD = 16
+"""Settlements that a stopped lane writes without asking whether the queue has applied them. Of 32
+that a quorum queue has not answered (`quorum_commands_soft_limit`, rabbit_fifo_client.erl),
+RabbitMQ's channel keeps further ones back, and forgets those when it is closed."""
+
+FAREWELL_TIME = 2.0
+"""Seconds for each answer of the broker to a consumer that closes."""
 
 
 class Lane:
     """One channel with one consumer, for `prefetch` deliveries; without, once it is stopped.
 
-    `held` is what was delivered on it and is not settled.
+    `held` is what was delivered on it and is not settled: by its delivery tag, and None for what
+    an unlimited consumer handed out. Of that the tags alone are kept, so that a look at a hundred
+    thousand messages does not hold all of them in memory.
+
+    Without a prefetch, the consumer is followed by another on the same channel whenever it was lent
+    as much as a quorum queue lends to one.
     """
 
     def __init__(
@@ -90,8 +114,13 @@ class Lane:
         self.link = link
         self.survey = survey
         self.arrived = arrived
-        self.held: dict[int, Delivery] = {}
+        self.held: dict[int, Delivery | None] = {}
         self.before = 0
+        self.unheard = 0
+        self.consumers: list[tuple[int, str]] = []
+        self.uninvited: list[int] | None = None
+        self.begun = 0
+        self.lent = 0
         self.ended: str | None = None
         classic = survey.type == "classic"
         counted = classic or survey.abilities.counts_hand_backs
@@ -107,10 +136,18 @@ class Lane:
         """A consumer. On a stopped lane, another: what it still holds does not count for that."""
         self.prefetch = prefetch
         self.before = next(reversed(self.held), 0)
-        self.channel.basic_qos(0, min(prefetch, MOST_PREFETCH), False)
+        self.lent = 0
+        self.channel.basic_qos(0, min(prefetch or MOST_LENT, MOST_PREFETCH), False)
+        self.begun += 1
         self.tag: str | None = self.channel.basic_consume(
-            self.survey.queue, no_ack=False, arguments=self.survey.consumer_arguments()
+            self.survey.queue,
+            # What several consumers hand back at once, the broker orders by their tags.
+            consumer_tag=f"workqueue-{self.begun:08}",
+            no_ack=False,
+            arguments=self.survey.consumer_arguments(),
         )
+        earlier = self.consumers if self.held else []
+        self.consumers = [*earlier, (self.before, self.tag)]
 
     def widen(self, prefetch: int) -> None:
         """Room for so many more, without another channel."""
@@ -119,19 +156,38 @@ class Lane:
         unused = room - len(self.held)
         self.begin(prefetch + max(0, int(unused)) if prefetch and unused < math.inf else 0)
 
+    def succeed(self) -> None:
+        """Another consumer, where the broker lends no more to one that is unlimited. What the one
+        before was lent stays with us."""
+        if self.prefetch or self.tag is None or self.lent < MOST_LENT:
+            return
+        self.lent = sum(1 for _ in takewhile(lambda tag: tag > self.before, reversed(self.held)))
+        if self.lent >= MOST_LENT:
+            self.stop()
+            self.begin(0)
+
+    def hand_out(self, tag: int) -> None:
+        """What is known of it is its receiver's from now on, if it has no prefetch."""
+        if not self.prefetch and tag in self.held:
+            self.held[tag] = None
+
     def stop(self) -> None:
         """No new deliveries; what was delivered stays."""
         if self.tag is not None:
             self.channel.basic_cancel(self.tag)
             self.tag = None
+            # Since 4.0 the channel passes on what it kept back before it cancels.
+            self.unheard = 0 if self.survey.abilities.cancel_settles else UNHEARD
 
     @property
     def room(self) -> float:
         """How many deliveries it may hold, at most, from now on."""
         if self.tag is None:
             return len(self.held)
+        if not self.prefetch:
+            return math.inf
         earlier = takewhile(lambda tag: tag <= self.before, self.held)  # tags only grow
-        return (self.prefetch or math.inf) + sum(1 for _ in earlier)
+        return self.prefetch + sum(1 for _ in earlier)
 
     @property
     def shrinks(self) -> bool:
@@ -156,13 +212,15 @@ class Lane:
         assert inbound.message is not None
         message, attempt, returns = inbound.message, 1, 0
         tag, came_back = wire.decode_delivered(inbound.arguments)
+        self.lent += 1
         redelivered = bool(came_back)
         if message.headers:
             headers = without_waiting(message.headers)
             if headers is not message.headers:
                 message = replace(message, headers=headers)
-            attempt = attempt_of(headers)
-            returns = returns_of(headers, redelivered=redelivered)
+            message = as_lent(message, self.survey.queue)
+            attempt = attempt_of(message.headers)
+            returns = returns_of(message.headers, redelivered=redelivered)
         delivery = self.held[tag] = Delivery(
             message=message,
             queue=self.survey.queue,
@@ -172,31 +230,72 @@ class Lane:
             unreadable=inbound.unreadable,
             receipt=(self, tag),
         )
-        self.arrived(delivery, counted=not redelivered)
+        if self.uninvited is None:
+            self.arrived(delivery, counted=not redelivered)
+        else:
+            self.uninvited.append(tag)
 
     def ack(self, tags: list[int]) -> bytes:
         """Frames that acknowledge `tags`, in as few as can be."""
-        frames = []
-        acked = set(tags)
-        through = 0
-        for tag in self.held:  # in the order of delivery, so of tags
-            if tag not in acked:
-                break
-            through = tag
-        if through:
-            frames.append(wire.encode_ack(self.number, through, multiple=True))
-        frames += [
-            wire.encode_ack(self.number, tag, multiple=False) for tag in tags if tag > through
-        ]
-        for tag in tags:
-            del self.held[tag]
-        return b"".join(frames)
+        return self.settle(tags, wire.encode_ack, len(tags))
 
     def give_back(self, tags: list[int]) -> bytes:
-        """Frames that hand `tags` back to the queue."""
-        for tag in tags:
-            del self.held[tag]
-        return b"".join(wire.encode_nack(self.number, tag, multiple=False) for tag in tags)
+        """Frames that hand `tags` back to the queue, in as few as keep their order."""
+        return self.settle(tags, wire.encode_nack, self.survey.abilities.most_handed_back)
+
+    def settle(self, tags: list[int], encode: Callable[..., bytes], most: int) -> bytes:
+        """Frames that settle `tags`, each up to `most` of them. A stopped lane writes some of them
+        itself, and waits until the queue has applied those."""
+        frames: list[bytes] = []
+        wanted = set(tags)
+        whole = list(takewhile(wanted.__contains__, self.held))  # `held` is in the order of tags
+        through = whole[-1] if whole else 0
+        runs = [whole[first : first + most] for first in range(0, len(whole), most)]
+        runs += [[tag] for tag in tags if tag > through]
+        for run in runs:
+            if self.unheard >= UNHEARD and self.tag is None and self.ended is None:
+                self.link.wire.write(b"".join(frames))
+                frames = [self.wait_until_applied()]
+            frames.append(encode(self.number, run[-1], multiple=len(run) > 1))
+            self.unheard += 1
+            for tag in run:
+                del self.held[tag]
+        return b"".join(frames)
+
+    def wait_until_applied(self) -> bytes:
+        """Return when a quorum queue has applied all that this stopped lane settled; what it
+        holds, at least one delivery, stays.
+
+        A consumer's beginning and its end each wait for the queue's log, and so for everything
+        that the channel passed on to the queue before. A consumer under the tag of one that was
+        cancelled goes on with what is unsettled of that one: with a prefetch of one it gets
+        nothing new (rabbit_fifo.erl, `merge_consumer`). Should it get something all the same, the
+        returned frames hand that back.
+        """
+        self.unheard = 0
+        if self.survey.type == "classic":
+            return b""  # RabbitMQ's channel keeps nothing back from these
+        newest = next(reversed(self.held))
+        tag = next(tag for before, tag in reversed(self.consumers) if before < newest)
+        self.uninvited = []
+        self.channel.basic_qos(0, 1, False)
+        self.channel.basic_consume(
+            self.survey.queue,
+            consumer_tag=tag,
+            no_ack=False,
+            arguments=self.survey.consumer_arguments(),
+        )
+        self.channel.basic_cancel(tag)
+        uninvited, self.uninvited = self.uninvited, None
+        for delivery_tag in uninvited:
+            del self.held[delivery_tag]
+        return b"".join(wire.encode_nack(self.number, one, multiple=False) for one in uninvited)
+
+    def settle_through(self) -> None:
+        """Return when the queue has all that this stopped lane settled: nothing of it is undone
+        by hanging up. Raises amqp's errors if that cannot be known."""
+        if self.unheard:
+            settle_through(self.channel, self.survey.queue)
 
     def close(self) -> None:
         """Hang up this lane alone; what it held goes back to the queue."""
@@ -209,6 +308,17 @@ class Lane:
     def ignore(self, inbound: wire.Inbound) -> None:
         if inbound.method == wire.CHANNEL_CLOSE:
             self.link.wire.forget_channel(self.number)
+
+
+def settle_through(channel: amqp.Channel, queue: str) -> None:
+    """Return when `queue` has all that was settled on `channel`, whose consumer was cancelled.
+
+    RabbitMQ's channel asks the queue's own process for its counts, which comes after all that the
+    channel sent there. Twice, since the first answer may overtake the news that lets the channel
+    send what it kept back (before 4.0, where cancelling does not).
+    """
+    for _ in range(2):
+        channel.queue_declare(queue, passive=True)
 
 
 class RabbitMQConsumer:
@@ -226,8 +336,9 @@ class RabbitMQConsumer:
         self.survey = survey
         self.queue = survey.queue
         self.arrivals: deque[Delivery] = deque()
-        self.out: set[Delivery] = set()
-        self.copying: set[Delivery] = set()
+        # Without a prefetch only what its receiver still keeps: it may be all of a long queue.
+        self.out: MutableSet[Delivery] = set() if prefetch else WeakSet()
+        self.copying: dict[Delivery, Owed] = {}
         self.taken_back: list[Delivery] = []
         self.paused = False
         self.finished: str | None = None
@@ -247,15 +358,15 @@ class RabbitMQConsumer:
 
     def arrive(self, delivery: Delivery, *, counted: bool) -> None:
         """To be handed out; but from a classic queue, which counts no deaths, what comes back is
-        first replaced by a copy that counts this one."""
-        if counted or self.survey.type != "classic":
+        first replaced by a copy that counts this one. Not dead letters: those were looked at."""
+        if counted or self.survey.type != "classic" or self.queue.endswith(DEAD_SUFFIX):
             self.arrivals.append(delivery)
         else:
             self.copy(delivery, self.queue, survivor_copy(delivery))
 
     @property
     def unsettled(self) -> int:
-        return len(self.out) + len(self.copying)
+        return sum(len(lane.held) for lane in self.lanes) - len(self.arrivals)
 
     @property
     def takes_back_after(self) -> float | None:
@@ -296,6 +407,9 @@ class RabbitMQConsumer:
                 if self.arrivals:  # they came with the answer
                     patience = 0.0
             before = len(self.arrivals)
+            if not before and not self.paused and not self.probe.found:
+                for lane in self.lanes:
+                    lane.succeed()
             if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                 self.link.wire.read()
                 self.read_at = time.monotonic()
@@ -321,7 +435,13 @@ class RabbitMQConsumer:
         taken: list[Delivery] = []
         while self.arrivals and len(taken) < limit and not self.probe.found:
             taken.append(self.arrivals.popleft())
-        self.out.update(taken)
+        if isinstance(self.out, set):
+            self.out.update(taken)
+        else:
+            for delivery in taken:
+                lane, tag = delivery.receipt
+                lane.hand_out(tag)
+                self.out.add(delivery)
         return taken
 
     def drop_ended_lanes(self) -> None:
@@ -335,11 +455,12 @@ class RabbitMQConsumer:
             lane.close()
             self.lanes.remove(lane)
             self.thin = True
-            held = set(lane.held.values())
+            held = {d for d in lane.held.values() if d is not None}
+            held |= {d for d in self.out if d.receipt[0] is lane}
             self.arrivals = deque(d for d in self.arrivals if d not in held)
-            self.taken_back += [d for d in lane.held.values() if d in self.out]
+            self.taken_back += [d for d in held if d in self.out]
             self.out -= held
-            self.copying -= held
+            self.forget_copies(held, lane.ended or "")
             log.warning("RabbitMQ took back what a consumer of %s held: %s", self.queue, lane.ended)
 
     # -- holding more and less
@@ -414,7 +535,7 @@ class RabbitMQConsumer:
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         self.check()
         deliveries = {outcome.delivery for outcome in outcomes}
-        strangers = deliveries - self.out
+        strangers = {delivery for delivery in deliveries if delivery not in self.out}
         if len(deliveries) < len(outcomes) or not strangers <= set(self.taken_back):
             raise ValueError("a delivery is settled once, by the consumer that received it")
         self.out -= deliveries
@@ -440,21 +561,39 @@ class RabbitMQConsumer:
         self.write([lane.give_back(tags) for lane, tags in untouched.items()])
 
     def copy(self, delivery: Delivery, queue: str, message: Message) -> None:
-        self.copying.add(delivery)
-        self.copier.post(Copy(delivery, queue, message))
+        """The original stays with us, and counts in the prefetch, until its copy is safe."""
+        owed = self.copying[delivery] = Owed(delivery, queue, message, time.monotonic())
+        self.copier.post(owed)
 
     def acknowledge_copied(self) -> None:
-        """Copies that became safe replace their originals; an original whose copy did not goes
-        back."""
-        frames = []
-        for copy, safe in self.copier.collect():
-            if copy.delivery not in self.copying:
-                continue  # taken back meanwhile: the copy is a duplicate, under the same id
-            self.copying.discard(copy.delivery)
-            lane, tag = copy.delivery.receipt
-            frames.append(lane.ack([tag]) if safe else lane.give_back([tag]))
+        """Copies that became safe replace their originals."""
+        tags: dict[Lane, list[int]] = defaultdict(list)
+        for owed in self.copier.collect():
+            if self.copying.pop(owed.delivery, None):  # else taken back meanwhile: a duplicate
+                lane, tag = owed.delivery.receipt
+                tags[lane].append(tag)
+        frames = [lane.ack(sorted(copied)) for lane, copied in tags.items()]
         if frames:
             self.link.wire.write(b"".join(frames))
+
+    def forget_copies(self, deliveries: set[Delivery], why: str) -> None:
+        """The broker has these originals back: their outcomes are not kept any longer."""
+        forgotten = [self.copying.pop(one) for one in deliveries if one in self.copying]
+        for owed in forgotten:
+            owed.dropped = True
+        if forgotten:
+            log.warning(
+                "%d tasks of %s run again as the same attempt: no copy of them was safe yet (%s)",
+                len(forgotten),
+                self.queue,
+                why,
+            )
+
+    @property
+    def hindered(self) -> str | None:
+        """See `workqueue.transport.Hindered`: copies that cannot be placed fill the prefetch."""
+        waiting, why = self.copier.trouble
+        return why if self.prefetch and waiting >= self.prefetch else None
 
     def write(self, frames: list[bytes]) -> None:
         if frames:
@@ -480,6 +619,7 @@ class RabbitMQConsumer:
         if self.paused:
             return
         self.paused = True
+        self.copier.hurry()
         with self.at_the_wire():
             for lane in self.lanes:
                 lane.stop()
@@ -498,52 +638,83 @@ class RabbitMQConsumer:
     def finish(self, why: str) -> None:
         self.finished = why
         self.out.clear()
-        self.copying.clear()
+        self.forget_copies(set(self.copying), why)
         self.arrivals.clear()
         self.copier.close()
 
     def wait_for_copies(self) -> None:
-        """A little: an original that goes back while its copy is on its way is a duplicate."""
-        deadline = time.monotonic() + COPY_PATIENCE
+        """As long as there are fewer and fewer on their way: an original that goes back while its
+        copy is made safe is a duplicate."""
+        left, until = 0, 0.0
         with suppress(ConsumerLost):
-            while self.copying and time.monotonic() < deadline:
+            while self.copying and (len(self.copying) != left or time.monotonic() < until):
+                if len(self.copying) != left:
+                    left, until = len(self.copying), time.monotonic() + COPY_PATIENCE
                 self.turn(0.05)
 
     def close(self) -> None:
-        """Handed back one by one, not by hanging up: that would count as a failed delivery."""
+        """Handed back one by one, not by hanging up, which would count as a failed delivery. Only
+        what ran and has no copy counts as one: it would else run again and again, for ever."""
         if self.finished is None:
             self.wait_for_copies()
         if self.finished is None:
+            self.link.wire.call_timeout = FAREWELL_TIME
             try:
                 with translated():
-                    frames = [lane.give_back(list(lane.held)) for lane in self.lanes]
-                    self.link.wire.write(b"".join(frames), timeout=2.0)
+                    self.hand_back_and_settle()
             except (ConnectionLost, ChannelClosed):
                 pass  # then the broker takes them back by itself
             self.finish("this consumer is closed")
             self.link.close()
         self.bell.close()
 
+    def hand_back_and_settle(self) -> None:
+        """All lanes stopped, what is not settled handed back, and all of that heard."""
+        alive = [lane for lane in self.lanes if lane.ended is None]
+        for lane in alive:
+            lane.stop()
+            unsettled = [tag for tag, held in lane.held.items() if held not in self.copying]
+            self.link.wire.write(lane.give_back(unsettled), timeout=FAREWELL_TIME)
+        for lane in alive:
+            lane.settle_through()
 
-def lend_for_a_look(link: Link, queue: str, count: int) -> list[Delivery]:
-    """Up to `count` messages, handed back at once in the order in which they came."""
+
+def lend_for_a_look(link: Link, queue: str, count: int, more: Callable[[], int]) -> list[Delivery]:
+    """Up to `count` messages, handed back at the end in the order in which they came.
+
+    `more` is asked how many are ready when none comes: what others took meanwhile is not waited
+    for. Raises LookCutShort if there are some and they do not come.
+    """
     seen: list[Delivery] = []
 
     def note(delivery: Delivery, *, counted: bool) -> None:
         seen.append(delivery)
 
-    lane = Lane(link, Survey(queue, link.abilities, None), count, note)
-    arrived = time.monotonic()
-    while len(seen) < count and lane.ended is None and time.monotonic() - arrived < LOOK_PATIENCE:
+    lane = Lane(link, Survey(queue, link.abilities, None), 0 if count > MOST_LENT else count, note)
+    arrived = asked = time.monotonic()
+    missing = 0
+    while len(seen) < count and lane.ended is None:
         before = len(seen)
         if link.wire.wait_readable(0.05):
             link.wire.read()
+        now = time.monotonic()
         if len(seen) > before:
-            arrived = time.monotonic()
-    lane.stop()
-    link.wire.write(lane.give_back(list(lane.held)))
+            arrived = asked = now
+            lane.succeed()
+        elif now - asked > LOOK_PATIENCE:
+            missing = min(count - len(seen), more())
+            asked = time.monotonic()
+            if not missing or asked - arrived > LOOK_SLOWLY:
+                break
+    if lane.ended is None:
+        lane.stop()
+        link.wire.write(lane.give_back(list(lane.held)))
+        lane.settle_through()
     lane.close()
-    return [replace(delivery, receipt=None) for delivery in seen[:count]]
+    shown = [replace(delivery, receipt=None) for delivery in seen[:count]]
+    if missing or lane.ended is not None:
+        raise LookCutShort(queue, len(shown), len(shown) + max(missing, 1), shown)
+    return shown
 
 
 def returns_of(headers: Mapping[str, Any], *, redelivered: bool) -> int:

@@ -6,38 +6,48 @@ else spend most of its time on a worker's half of the driver.
 
 from __future__ import annotations
 
-import threading
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from workqueue.deadline import extend
 from workqueue.errors import (
     AccessRefused,
+    BrokerFailed,
     ConfigError,
     ConnectionLost,
     QueueMismatch,
     QueueNotFound,
     Unsupported,
+    WorkqueueError,
 )
+from workqueue.forks import Lock
 from workqueue.loggers import logger
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
-from workqueue.transports.rabbitmq.address import Address, parse
+from workqueue.transports.rabbitmq.address import Address, Source
 from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.destinations import ensure_exchange
+from workqueue.transports.rabbitmq.gate import check_not_migrating, open_gate
 from workqueue.transports.rabbitmq.ladder import DUE, delivery_key
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import (
     ACCESS_REFUSED,
-    NOT_FOUND,
     PRECONDITION_FAILED,
     Survey,
+    check_type,
     count,
     declare,
+    exchange_exists,
     exists,
+    find_type,
+    not_allowed,
+    permission_in,
     survey,
 )
 from workqueue.transports.rabbitmq.topology import (
@@ -50,8 +60,10 @@ from workqueue.transports.rabbitmq.topology import (
 )
 
 if TYPE_CHECKING:
+    from workqueue.transports.rabbitmq.bindings import Binding
     from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
     from workqueue.transports.rabbitmq.management import Management
+    from workqueue.transports.rabbitmq.migration import Migration
 
 log = logger("rabbitmq")
 
@@ -63,28 +75,39 @@ had confirmed is gone. Tried on 4.0 and 4.3: all lost after 0.3 s, none after 1 
 
 
 def settle() -> None:
-    """Return when a queue that was just made can be trusted."""
+    """Return when a queue that was just made can be trusted. This wait is never cut short: it
+    comes on top of the caller's time."""
+    extend(SETTLING)
     time.sleep(SETTLING)
 
 
 class RabbitMQTransport:
     """See `workqueue.transport.Transport`. Holds no connection: each question opens one.
 
+    `url` may be a function that gives it: it is called at each connect (see `Source`).
     `management_url` is that of the management API, http[s]://user:password@host:15672.
     """
 
-    def __init__(self, url: str, *, management_url: str | None = None) -> None:
-        self.address = parse(url)
-        self.management = open_management(management_url, self.address)
+    reads_url_again = True  # see registry.open_transport
+
+    def __init__(self, url: str | Callable[[], str], *, management_url: str | None = None) -> None:
         self.delays = Delays(settle)
+        read = url if callable(url) else lambda: url
+        self.source = Source(read, self.delays.forget)
+        self.management = open_management(management_url, self.source)
         self.priorities = Priorities()
         self.warned: set[str] = set()
-        self.warned_lock = threading.Lock()
+        self.warned_lock = Lock()
+
+    @property
+    def address(self) -> Address:
+        """As the URL says it at the moment."""
+        return self.source.now()
 
     @contextmanager
-    def link(self, role: str) -> Iterator[Link]:
+    def link(self, role: str, heartbeat: float = 0.0) -> Iterator[Link]:
         """A connection for a few questions; refusals that nobody expected become ours."""
-        link = Link(self.address, role)
+        link = Link(self.address, role, heartbeat=heartbeat)
         try:
             with translated(), unexpected_refusals():
                 yield link
@@ -94,13 +117,13 @@ class RabbitMQTransport:
     # -- declare
 
     def declare(self, spec: QueueSpec, *, dry_run: bool = False) -> bool:
-        from workqueue.transports.rabbitmq.migration import check_not_migrating, open_gate
-
         with self.link("setup") as link:
             check_not_migrating(link, spec.name)
             made = not exists(link, spec.name)
             if spec.asks and not made:
                 self.compare(link, spec)
+            elif not made:
+                check_type(spec.name, find_type(link, spec.name))
             if dry_run:
                 return made
             # The dead-letter queue first: a broker that dead-letters into nowhere loses, or
@@ -117,21 +140,24 @@ class RabbitMQTransport:
 
     def compare(self, link: Link, spec: QueueSpec) -> None:
         """Raises QueueMismatch with all that differs."""
-        wanted = queue_arguments(spec, link.abilities)
+        wanted = queue_arguments(spec)
         found = survey(link, spec.name, wanted)
-        if found.arguments is None:
+        check_type(spec.name, found.type)
+        if found.arguments is None or not found.durable or found.auto_delete:
             self.make(link, spec)  # it is refused, with the one difference that can be told
             return
         if spec.type is None and found.type in ("quorum", "classic"):
             existing_type: Any = found.type
-            wanted = queue_arguments(replace(spec, type=existing_type), link.abilities)
+            wanted = queue_arguments(replace(spec, type=existing_type))
         if different := differences(wanted, found.arguments):
             raise QueueMismatch(spec.name, different)
 
     def make(self, link: Link, spec: QueueSpec) -> None:
         try:
-            declare(link, spec.name, queue_arguments(spec, link.abilities))
+            declare(link, spec.name, queue_arguments(spec))
         except ChannelClosed as closed:
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, spec.name, closed) from closed
             differs = parse_refusal(closed.text) if closed.code == PRECONDITION_FAILED else None
             if differs is None:
                 raise
@@ -140,22 +166,36 @@ class RabbitMQTransport:
             raise QueueMismatch(spec.name, {name: (wanted, existing)}) from closed
 
     def ensure_dead(self, link: Link, name: str) -> bool:
-        """Whether this call made it."""
-        if exists(link, name):
+        """Whether this call made it. A user who may not know takes it that it is there: a dead
+        letter that finds no queue comes back."""
+        try:
+            if exists(link, name):
+                return False
+        except AccessRefused:
             return False
         try:
             declare(link, name, dead_arguments())
         except ChannelClosed as closed:
-            if closed.code != PRECONDITION_FAILED:
+            if closed.code == ACCESS_REFUSED:
+                raise may_not_make(link, name, closed) from closed
+            if closed.code != PRECONDITION_FAILED or parse_refusal(closed.text) is None:
                 raise
             return False  # somebody else made it meanwhile, in another way
         return True
 
     def bind(self, link: Link, queue: str, target: str | None = None) -> None:
-        """What is sent to `queue` goes to `target`, by default itself."""
+        """What is sent to `queue` goes to `target`, by default itself.
+
+        A user who may not bind takes it that others have: a sender notices if they have not.
+        """
+        ensure_exchange(link)
         channel = link.channel()
-        channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
-        channel.queue_bind(target or queue, EXCHANGE, queue)
+        try:
+            channel.queue_bind(target or queue, EXCHANGE, queue)
+        except ChannelClosed as closed:
+            if closed.code != ACCESS_REFUSED or target is not None:
+                raise
+            return
         channel.close()
 
     # -- send and work
@@ -166,13 +206,14 @@ class RabbitMQTransport:
 
     def consumer(self, queue: str, prefetch: int) -> RabbitMQConsumer:
         from workqueue.transports.rabbitmq.consumer import RabbitMQConsumer
-        from workqueue.transports.rabbitmq.migration import check_not_migrating
 
-        link = Link(self.address, f"worker of {queue}", heartbeat=self.address.heartbeat)
+        address = self.address
+        link = Link(address, f"worker of {queue}", heartbeat=address.heartbeat)
         try:
             with translated(), unexpected_refusals():
                 check_not_migrating(link, queue)
                 found = survey(link, queue)
+                check_type(queue, found.type)
                 self.warn_once(found, link.version)
                 return RabbitMQConsumer(
                     link,
@@ -181,7 +222,11 @@ class RabbitMQTransport:
                     # The default exchange, so that a queue that is fenced off from senders still
                     # takes the retries of its own messages.
                     lambda: RabbitMQPublisher(
-                        self.address, self.delays, exchange="", role=f"copies of {queue}"
+                        self.address,
+                        self.delays,
+                        exchange="",
+                        role=f"copies of {queue}",
+                        whole=False,
                     ),
                     lambda: self.repair(queue),
                 )
@@ -202,9 +247,12 @@ class RabbitMQTransport:
         log.warning("%s", warning)
 
     def repair(self, queue: str) -> None:
-        """A dead-letter queue that somebody deleted is made again."""
+        """What a dead letter of `queue` needs is made again where it is missing, at once; what a
+        retry needs, before the next one."""
         with self.link("setup") as link:
-            self.ensure_dead(link, queue + DEAD_SUFFIX)
+            if self.ensure_dead(link, queue + DEAD_SUFFIX):
+                settle()
+        self.delays.forget()
 
     # -- look and mend
 
@@ -215,6 +263,8 @@ class RabbitMQTransport:
                 dead: int | None = count(link, queue + DEAD_SUFFIX)[0]
             except QueueNotFound:
                 dead = 0
+            except AccessRefused:
+                dead = None
         return self.completed(queue, QueueStats(ready=ready, dead=dead, consumers=consumers))
 
     def completed(self, queue: str, stats: QueueStats) -> QueueStats:
@@ -245,25 +295,85 @@ class RabbitMQTransport:
         from workqueue.transports.rabbitmq.consumer import lend_for_a_look
 
         with self.link("peek") as link:
-            ready, _ = count(link, queue)
-            return lend_for_a_look(link, queue, min(limit, ready)) if ready and limit > 0 else []
+            try:
+                ready, _ = count(link, queue)
+                check_type(queue, find_type(link, queue))
+                if not ready or limit <= 0:
+                    return []
+                wanted = min(limit, ready)
+                with translated():
+                    return lend_for_a_look(link, queue, wanted, lambda: count(link, queue)[0])
+            except BrokerFailed as failure:
+                if limit > 1:
+                    failure.command = f"workqueue peek {shlex.quote(queue)} -n {limit // 2}"
+                raise
 
     def migrate(self, spec: QueueSpec, say: Callable[[str], None], *, force: bool = False) -> int:
+        migration = None
+        try:
+            with self.link("migrate", heartbeat=self.address.heartbeat) as link:
+                migration = self.migration(link, spec, say, force=force)
+                if not migration.unfinished and not exists(link, spec.name):
+                    raise QueueNotFound(spec.name)
+                self.delays.forget()
+                return migration.run()
+        except (Exception, KeyboardInterrupt) as error:
+            if migration is not None and migration.begun:
+                self.undo_migration(spec, say, error)
+            raise
+
+    def undo_migration(
+        self, spec: QueueSpec, say: Callable[[str], None], error: BaseException
+    ) -> None:
+        """Over a connection of its own: the failed one may be gone, or whoever listens to `say`."""
+
+        def try_to_say(what: str) -> None:
+            with suppress(Exception):
+                say(what)
+
+        try:
+            with self.link("migrate", heartbeat=self.address.heartbeat) as link:
+                self.migration(link, spec, try_to_say, force=True).undo()
+        except WorkqueueError as failed:
+            if str(failed) != str(error):
+                try_to_say(f"the migration of {spec.name} was not undone: {failed}")
+            if isinstance(error, WorkqueueError) and not error.hint:
+                error.hint = "Nothing is lost: call this again, and it goes on where it stopped."
+
+    def migration(
+        self, link: Link, spec: QueueSpec, say: Callable[[str], None], *, force: bool
+    ) -> Migration:
         from workqueue.transports.rabbitmq.migration import Migration, Steps
 
-        with self.link("migrate") as link:
-            steps = Steps(
-                differs=lambda: self.differs(link, spec),
-                make=lambda: self.make(link, spec),
-                route=lambda target: self.route(link, spec.name, target),
-                unroute=lambda target: self.unroute(link, spec.name, target),
-                settle=settle,
-            )
-            migration = Migration(link, spec.name, steps, say, force=force)
-            if not migration.unfinished and not exists(link, spec.name):
-                raise QueueNotFound(spec.name)
-            self.delays.forget_queue(spec.name)
-            return migration.run()
+        name = spec.name
+        guess = queue_arguments(spec)
+        before = None
+        if exists(link, name):
+            found = survey(link, name, guess)
+            check_type(name, found.type)
+            before = found.arguments
+        steps = Steps(
+            differs=lambda: self.differs(link, spec),
+            make=lambda: self.make(link, spec),
+            remake=lambda: self.remake(link, name, before),
+            make_dead=lambda: self.make_dead(link, name),
+            route=lambda target: self.route(link, name, target),
+            unroute=lambda target: self.unroute(link, name, target),
+            settle=settle,
+            knows_bindings=self.management is not None,
+        )
+        return Migration(link, name, steps, say, force=force, user=self.address.user)
+
+    def remake(self, link: Link, queue: str, arguments: dict[str, Any] | None) -> None:
+        """As it was, where that could be found out."""
+        if arguments is not None:
+            declare(link, queue, arguments)
+            settle()
+
+    def make_dead(self, link: Link, queue: str) -> None:
+        if self.ensure_dead(link, queue + DEAD_SUFFIX):
+            self.bind(link, queue + DEAD_SUFFIX)
+            settle()
 
     def differs(self, link: Link, spec: QueueSpec) -> bool:
         try:
@@ -279,6 +389,8 @@ class RabbitMQTransport:
         if self.delays_are_known(link):
             channel.queue_bind(target, DUE, delivery_key(queue))
         channel.close()
+        for binding in self.bindings_of_others(link, queue):
+            binding.bind(link, target)
 
     def unroute(self, link: Link, queue: str, target: str) -> None:
         """And not any more. A binding or a queue that is not there is no error to RabbitMQ."""
@@ -287,31 +399,35 @@ class RabbitMQTransport:
         if self.delays_are_known(link):
             channel.queue_unbind(target, DUE, delivery_key(queue))
         channel.close()
+        for binding in self.bindings_of_others(link, queue):
+            binding.unbind(link, target)
+
+    def bindings_of_others(self, link: Link, queue: str) -> list[Binding]:
+        """As far as the management API is there to tell them."""
+        from workqueue.transports.rabbitmq.bindings import bindings_of_others
+        from workqueue.transports.rabbitmq.migration import HOLDING_SUFFIX
+
+        if self.management is None:
+            return []
+        return bindings_of_others(link, self.management, queue, queue + HOLDING_SUFFIX)
 
     def delays_are_known(self, link: Link) -> bool:
         """Whether anything was ever delayed in this virtual host."""
-        channel = link.channel()
-        try:
-            channel.exchange_declare(DUE, "topic", passive=True)
-        except ChannelClosed as closed:
-            if closed.code != NOT_FOUND:
-                raise
-            return False
-        channel.close()
-        return True
+        return exchange_exists(link, DUE)
 
     def purge(self, queue: str) -> int:
         with self.link("purge") as link:
             if not exists(link, queue):
                 raise QueueNotFound(queue)
+            check_type(queue, find_type(link, queue))
             return int(link.channel().queue_purge(queue))
 
     def delete(self, queue: str) -> None:
         from workqueue.transports.rabbitmq.migration import close_gate
 
         with self.link("delete") as link:
-            self.delays.forget_queue(queue)
             if exists(link, queue):
+                check_type(queue, find_type(link, queue))
                 link.channel().queue_delete(queue)
                 close_gate(link, queue)
 
@@ -324,13 +440,19 @@ class RabbitMQTransport:
         """Nothing is held."""
 
 
-def open_management(url: str | None, address: Address) -> Management | None:
+def open_management(url: str | None, source: Source) -> Management | None:
     """The management API at `url`, if there is one."""
     if not url:
         return None
     from workqueue.transports.rabbitmq.management import Management
 
-    return Management(url, address)
+    return Management(url, source)
+
+
+def may_not_make(link: Link, queue: str, closed: ChannelClosed) -> AccessRefused:
+    """A queue that dead-letters needs more than the permission to configure it."""
+    needed = permission_in(closed.text, "configure", queue)
+    return not_allowed(link, f"queue {queue} does not exist", needed)
 
 
 def differences(

@@ -24,27 +24,48 @@ from workqueue.errors import (
 )
 from workqueue.transport import DEAD_SUFFIX, Finding, check_name
 from workqueue.transports.rabbitmq.address import Address
-from workqueue.transports.rabbitmq.ladder import is_level
+from workqueue.transports.rabbitmq.bindings import others
+from workqueue.transports.rabbitmq.delays import is_there
+from workqueue.transports.rabbitmq.dial import UnusableFile
+from workqueue.transports.rabbitmq.gate import MARKER_SUFFIX, is_migrating
+from workqueue.transports.rabbitmq.ladder import (
+    DUE,
+    LEVELS,
+    PREFIX,
+    UNDELIVERABLE,
+    Binding,
+    Level,
+    Part,
+    is_level,
+    parts,
+)
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.management import Management
-from workqueue.transports.rabbitmq.migration import MARKER_SUFFIX, is_migrating
-from workqueue.transports.rabbitmq.survey import Survey, exists, survey
+from workqueue.transports.rabbitmq.survey import Survey, count, exists, survey
 from workqueue.transports.rabbitmq.topology import EXCHANGE, dead_arguments
 from workqueue.transports.rabbitmq.verdicts import (
     POLICIES,
+    judge_alternates,
     judge_certificate,
     judge_clock,
     judge_dead,
+    judge_ladder,
     judge_nodes,
     judge_permissions,
     judge_queue,
     judge_timeout,
+    judge_undeliverable,
     judge_version,
     policy_of,
 )
 
+MOST_ABSENT = 6
+"""Parts of the ladder that may be missing, one after the other, until higher ones are not asked
+for: three levels."""
+
 UNKNOWN = "not known without the management API"
-ASK = "workqueue doctor --management-url http://user:password@host:15672"
+MANAGEMENT_OPTION = "--management-url http://user:password@host:15672"
+ASK = f"workqueue doctor {MANAGEMENT_OPTION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +107,7 @@ class Examination:
             yield from self.manage()
             names = list(queues) or self.listed()
             yield from self.permissions(names)
+            yield from self.delays(link, names)
             yield from self.each_queue(link, names, task_timeout)
         finally:
             link.close()
@@ -97,12 +119,13 @@ class Examination:
         began = time.monotonic()
         try:
             link = Link(replace(self.address, hosts=((host, port),)), "doctor")
-        except ConfigError as error:
-            return Finding(state="fail", check="tls", found=str(error)), None
+        except (ConfigError, UnusableFile) as error:
+            told, command = str(error), error.command
+            return Finding(state="fail", check="tls", found=told, command=command), None
         except AccessRefused as error:
             if isinstance(error.__cause__, ssl.SSLError):
                 ca = ["-CAfile", str(self.address.cacertfile)] if self.address.cacertfile else []
-                name = self.address.server_name or host.strip("[]")
+                name = self.address.certified_name(host)
                 options = ["-connect", where, "-servername", name, *ca]
                 command = f"openssl s_client {shlex.join(options)} </dev/null"
                 return Finding(state="fail", check="tls", found=str(error), command=command), None
@@ -151,6 +174,10 @@ class Examination:
         yield judge_clock(date, now)
         yield from judge_nodes(nodes, alarms)
         yield from self.ladder()
+        try:
+            yield from self.alternates()
+        except WorkqueueError as error:
+            yield Finding(state="warn", check="exchanges", found=f"not known: {error}", command=ASK)
 
     def list_queues(self) -> dict[str, Known]:
         assert self.management is not None
@@ -203,6 +230,46 @@ class Examination:
                 )
         if well:
             yield Finding(state="ok", check="policies", found="none changes how delays wait")
+
+    def alternates(self) -> Iterator[Finding]:
+        assert self.management is not None
+        rules = self.list_policies()
+        exchanges = self.management.objects(f"exchanges/{self.management.vhost}")
+        yield from judge_alternates(exchanges, rules[0] if rules else None)
+
+    def delays(self, link: Link, names: list[str]) -> Iterator[Finding]:
+        """Whether all parts of the ladder are there. Bindings only the management API tells."""
+        bindings = None
+        try:
+            with translated():
+                if self.management is not None and self.known is not None:
+                    there = self.list_parts()
+                    bindings = self.list_bindings()
+                else:
+                    there = find_parts(link)
+                yield from judge_ladder(there, bindings, names[0] if names else "QUEUE")
+                if any(part.name == UNDELIVERABLE and part.is_queue for part in there):
+                    yield from judge_undeliverable(count(link, UNDELIVERABLE)[0])
+        except (WorkqueueError, ChannelClosed) as error:
+            yield Finding(state="warn", check="delays", found=f"not known: {error}", command=ASK)
+
+    def list_parts(self) -> list[Part]:
+        assert self.management is not None
+        rows = self.management.objects(f"exchanges/{self.management.vhost}?columns=name")
+        exchanges = [Part(row.get("name", ""), is_queue=False) for row in rows]
+        return exchanges + [Part(name, is_queue=True) for name in self.known or {}]
+
+    def list_bindings(self) -> set[Binding]:
+        assert self.management is not None
+        return {
+            Binding(
+                row.get("source", ""),
+                row.get("destination", ""),
+                row.get("routing_key", ""),
+                row.get("destination_type") == "queue",
+            )
+            for row in self.management.objects(f"bindings/{self.management.vhost}")
+        }
 
     def permissions(self, queues: list[str]) -> Iterator[Finding]:
         user = self.address.user
@@ -279,8 +346,8 @@ class Examination:
                 command=ASK,
             )
         else:
-            yield from self.passing(name, known)
-            yield from judge_queue(found, policy)
+            for finding in (*self.passing(name, known), *judge_queue(found, policy)):
+                yield self.with_management(finding)
         yield from self.bindings(name)
         yield judge_timeout(found, policy if known else None, task_timeout)
         if not name.endswith(DEAD_SUFFIX):
@@ -306,13 +373,26 @@ class Examination:
                 command=f"workqueue migrate {shlex.quote(name)} --type quorum",
             )
 
+    def with_management(self, finding: Finding) -> Finding:
+        """Only with the management API can a migration keep the bindings that others made."""
+        if self.management is None and finding.command.startswith("workqueue migrate "):
+            return replace(finding, command=f"{finding.command} {MANAGEMENT_OPTION}")
+        return finding
+
     def bindings(self, name: str) -> Iterator[Finding]:
         """Our senders reach a queue through our exchange."""
         if self.management is None or self.known is None:
             return
         path = f"queues/{self.management.vhost}/{quote(name, safe='')}/bindings"
-        rows = self.management.objects(path)
-        bound = {(row.get("source"), row.get("routing_key")) for row in rows}
+        listed = self.management.objects(path)
+        if sources := sorted({binding.source for binding in others(listed, name)}):
+            yield Finding(
+                state="ok",
+                check="queue",
+                queue=name,
+                found=f"others bound it to {', '.join(sources)}, and migrate binds it again",
+            )
+        bound = {(row.get("source"), row.get("routing_key")) for row in listed}
         if (EXCHANGE, name) not in bound:
             yield Finding(
                 state="warn",
@@ -346,6 +426,28 @@ class Examination:
             yield Finding(state="warn", check="dead letters", queue=dead, found=told, command=ASK)
             return
         yield from judge_dead(found, known.policy if known else {})
+
+
+def find_parts(link: Link) -> list[Part]:
+    """The parts of the ladder that are there, asked one by one, from the lowest level.
+
+    RabbitMQ logs each that is not there as an error: a ladder that nobody ever used costs one line,
+    and levels are asked for until none of several is there.
+    """
+    first = Part(DUE, is_queue=False, kind="topic")
+    if not is_there(link, first) and not any(
+        is_there(link, part) for part in parts(Level(PREFIX, 0))
+    ):
+        return []
+    found = []
+    absent = 0
+    for part in parts(Level(PREFIX, LEVELS - 1)):
+        if is_there(link, part):
+            found.append(part)
+            absent = 0
+        elif (absent := absent + 1) > MOST_ABSENT:
+            break
+    return found
 
 
 def merged(findings: list[Finding], *, reached: bool) -> list[Finding]:

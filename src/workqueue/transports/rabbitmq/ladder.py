@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -87,6 +87,53 @@ class Level(msgspec.Struct, frozen=True):
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
+
+
+class Binding(NamedTuple):
+    """What is published to the exchange `source` with a key like `key` goes to `target`."""
+
+    source: str
+    target: str
+    key: str
+    to_queue: bool
+
+
+class Part(NamedTuple):
+    """A queue or an exchange of the ladder; `kind` is the type of an exchange.
+
+    `bindings` are those of an exchange: to its own queue, and to the exchange that comes after it.
+    """
+
+    name: str
+    is_queue: bool
+    kind: str = ""
+    arguments: Mapping[str, Any] | None = None
+    bindings: tuple[Binding, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{'queue' if self.is_queue else 'exchange'} {self.name}"
+
+
+def parts(top: Level) -> Iterator[Part]:
+    """All of the ladder up to `top`, each after those that it leads to."""
+    # Where messages go that lead nowhere any more.
+    yield Part(UNDELIVERABLE, True, arguments=undeliverable_arguments())
+    to_queue = Binding(UNDELIVERABLE, UNDELIVERABLE, "", to_queue=True)
+    yield Part(UNDELIVERABLE, False, "fanout", bindings=(to_queue,))
+    yield Part(DUE, False, "topic", {"alternate-exchange": UNDELIVERABLE})
+    for number in range(top.number + 1):
+        level = Level(top.prefix, number)
+        waits = Binding(level.name, level.name, level.waits, to_queue=True)
+        passes = Binding(level.name, level.next, level.passes, to_queue=False)
+        yield Part(level.name, True, arguments=level.arguments)
+        yield Part(level.name, False, "topic", bindings=(waits, passes))
+
+
+def highest_level(names: Iterable[str], prefix: str) -> Level | None:
+    """The highest level of which a queue or an exchange is among `names`."""
+    numbers = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    found = [int(number) for number in numbers if number.isdecimal() and int(number) < LEVELS]
+    return Level(prefix, max(found)) if found else None
 
 
 def ticks_of(delay: float) -> int:

@@ -24,14 +24,23 @@ from typing import Any
 
 import amqp
 import kombu
+from amqp import sasl
 from amqp.method_framing import frame_writer
 from amqp.spec import Channel as ChannelMethods
 from kombu.transport import pyamqp
 
 from workqueue import __version__
-from workqueue.errors import AccessRefused, ConfigError, ConnectionLost, WorkqueueError
+from workqueue.deadline import left, within
+from workqueue.errors import (
+    AccessRefused,
+    BrokerFailed,
+    ConfigError,
+    ConnectionLost,
+    WorkqueueError,
+)
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.dial import DialledTCP, DialledTLS, tls_context
 from workqueue.transports.rabbitmq.opening import Opening, frame_size
 from workqueue.transports.rabbitmq.topology import Abilities, parse_version
 
@@ -91,6 +100,7 @@ class Wire(pyamqp.Connection):
         self.dispatching = False
         self.poller = select.poll()
         self.call_timeout = CALL_TIMEOUT
+        self.silent = False
 
     def make_frame_writer(self, connection: Wire, transport: Any) -> Callable[..., None]:
         """Called by py-amqp once there is a socket: from here on it never blocks."""
@@ -115,11 +125,18 @@ class Wire(pyamqp.Connection):
             raise ConnectionResetError("the connection is closed")
         return transport.sock
 
+    def Transport(self, host: str, *_timeouts: object, **options: Any) -> Any:  # noqa: N802
+        """What py-amqp connects with (the name is its own)."""
+        ssl, settings = self.ssl, options["socket_settings"]
+        kind = DialledTLS if ssl else DialledTCP
+        return kind(host, ssl=ssl, socket_settings=settings)
+
     # -- reading
 
     def drain_events(self, timeout: float | None = None) -> None:
         """What py-amqp calls while it waits for an answer."""
-        if not self.wait_readable(self.call_timeout if timeout is None else timeout):
+        if not self.wait_readable(left(self.call_timeout if timeout is None else timeout)):
+            self.silent = True
             raise TimeoutError("RabbitMQ does not answer")
         self.read()
 
@@ -214,10 +231,10 @@ class Wire(pyamqp.Connection):
     def write(self, data: bytes | memoryview, timeout: float = SEND_TIMEOUT) -> None:
         """All of it, reading meanwhile, so that two full pipes cannot wait for each other.
 
-        Raises TimeoutError if that takes more than `timeout` seconds.
+        Raises TimeoutError if that takes more than `timeout` seconds, or the deadline's.
         """
         view = memoryview(data)
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + left(timeout)
         while view:
             try:
                 view = view[self.socket.send(view) :]
@@ -226,6 +243,7 @@ class Wire(pyamqp.Connection):
             except ssl.SSLWantReadError:
                 self.wait_readable(deadline - time.monotonic())
             if view and time.monotonic() > deadline:
+                self.silent = True
                 raise TimeoutError("RabbitMQ takes no more bytes")
         if data:
             self.bytes_sent += 1
@@ -312,49 +330,53 @@ class Link:
             self.wire.heartbeat_tick()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Say good-bye if the broker listens, hang up in any case; safe to call twice."""
+        """Say good-bye if the broker listens, hang up in any case; safe to call twice.
+
+        All of it takes `timeout` seconds at most. With 0 the broker is not told, nor is one that
+        let us wait in vain before.
+        """
         if self.pid != os.getpid():
             return  # the parent's connection: a farewell from here would end it for the parent
-        self.wire.call_timeout = timeout
         self.wire.taps.clear()
-        with suppress(Exception):  # whatever a dying connection raises, it is over
-            self.wire.close()
+        with suppress(Exception), within(timeout):  # whatever a dying connection raises, it is over
+            if timeout > 0 and not self.wire.silent:
+                self.wire.close()
         with suppress(Exception):
             self.wire.collect()
 
 
 def connect(address: Address, heartbeat: float, options: dict[str, Any]) -> Wire:
-    """The first host that answers, in random order, so that clients spread over a cluster."""
-    check_files(address)
+    """The first host that answers, in random order, so that clients spread over a cluster.
+
+    Each may take CONNECT_TIMEOUT in all, or its share of what the deadline leaves, if that is less.
+    """
     lost: ConnectionLost | None = None
-    for host, port in random.sample(address.hosts, len(address.hosts)):
+    context = tls_context(address) if address.tls else None
+    for number, (host, port) in enumerate(random.sample(address.hosts, len(address.hosts))):
+        if address.external:
+            by_password = sasl.PLAIN(address.user, address.password)
+            options["authentication"] = (sasl.EXTERNAL(), by_password)
         client = kombu.Connection(
             hostname=host,
             port=port,
             userid=address.user,
             password=address.password,
             virtual_host=address.vhost,
-            ssl=address.ssl_options(host) or False,
+            ssl=context and {"context": context, "server_hostname": address.certified_name(host)},
             heartbeat=heartbeat,
             connect_timeout=CONNECT_TIMEOUT,
             transport=WireTransport,
             transport_options=dict(options),
         )
         try:
-            with translated(f"RabbitMQ at {host}:{port}"):
+            share = left() / (len(address.hosts) - number)
+            with translated(f"RabbitMQ at {host}:{port}"), within(min(CONNECT_TIMEOUT, share)):
                 wire: Wire = client.transport.establish_connection()
                 return wire
         except ConnectionLost as error:
             lost = error
     assert lost is not None
     raise lost
-
-
-def check_files(address: Address) -> None:
-    """Raise ConfigError for a file that the URL names and nobody could read: no try can help."""
-    for file in (address.cacertfile, address.certfile, address.keyfile):
-        if file is not None and not os.access(file, os.R_OK):
-            raise ConfigError(f"the RabbitMQ URL names the file {file}, which cannot be read")
 
 
 open_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
@@ -389,6 +411,33 @@ CERTIFICATE_HINTS = {
     64: NAME_THE_HOST,
 }
 """By OpenSSL's codes of verification (openssl-verification-options)."""
+
+SHOW_A_CERTIFICATE = (
+    "The broker may want a certificate of yours: amqps://host/?certfile=FILE&keyfile=FILE"
+)
+SHOW_ANOTHER = "That is about your certificate: it must be of an authority that the broker trusts."
+ALERT_HINTS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": SHOW_A_CERTIFICATE,
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": SHOW_A_CERTIFICATE,
+    "TLSV1_ALERT_UNKNOWN_CA": SHOW_ANOTHER,
+    "TLSV1_ALERT_ACCESS_DENIED": SHOW_ANOTHER,
+    "SSLV3_ALERT_BAD_CERTIFICATE": SHOW_ANOTHER,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": SHOW_ANOTHER,
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": SHOW_ANOTHER,
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "Your certificate was revoked: name another one.",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "Your certificate must be renewed.",
+}
+"""By OpenSSL's names of what the broker answers (RFC 8446, section 6.2)."""
+
+NAME_THE_USER = (
+    "The certificate names the user, who must exist in RabbitMQ; or log in with user:password@"
+)
+
+
+CANNOT_DELIVER = (
+    "It does so at a message that AMQP 0-9-1 cannot express: an AMQP 1.0 client sent it with a"
+    " uuid, a char or a decimal in its application properties or annotations."
+)
 
 
 class Translation:
@@ -429,16 +478,21 @@ def translation(error: BaseException, where: str) -> WorkqueueError | None:
         case ssl.SSLError():
             reason = getattr(error, "verify_message", "") or error.reason or str(error)
             hint = CERTIFICATE_HINTS.get(getattr(error, "verify_code", 0), "")
+            hint = hint or ALERT_HINTS.get(error.reason or "", "")
             return AccessRefused(f"{where}: TLS failed: {reason}", hint=hint)
         case amqp.AccessRefused() | amqp.NotAllowed():
             text = str(error.reply_text)
             if "limit" in text:  # too many connections: another try may succeed
                 return ConnectionLost(f"{where}: {text}")
-            return AccessRefused(f"{where} refuses: {text}")
+            hint = NAME_THE_USER if "EXTERNAL" in text else ""
+            return AccessRefused(f"{where} refuses: {text}", hint=hint)
         case socket.gaierror():
             return ConnectionLost(f"cannot reach {where}: {error.strerror}")
         case OSError():
             return ConnectionLost(f"cannot reach {where}: {error.strerror or error}")
+        case amqp.InternalError():
+            told = f"{where} failed and closed the connection: {error.code} INTERNAL_ERROR"
+            return BrokerFailed(told, hint=CANNOT_DELIVER)
         case amqp.AMQPError():
             return ConnectionLost(f"{where} closed the connection: {error}")
         case wire.WireError() | StructError():

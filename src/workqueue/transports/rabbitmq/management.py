@@ -18,10 +18,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from workqueue.deadline import left
 from workqueue.errors import AccessRefused, ConfigError, ConnectionLost
 from workqueue.message import seconds_since
 from workqueue.transport import QueueStats
-from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.address import Source
 from workqueue.transports.rabbitmq.ladder import is_level
 
 TIMEOUT = 5.0
@@ -47,6 +48,7 @@ Answer = TypeVar("Answer")
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "type", "vhost", "pattern", "configure", "write", "read"), str),
+    **dict.fromkeys(("source", "destination", "destination_type", "routing_key"), str),
     **dict.fromkeys(("arguments", "definition"), dict),
     "effective_policy_definition": (dict, list, type(None)),
     **dict.fromkeys(("partitions", "alarms"), list),
@@ -93,7 +95,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 class Management:
     """The API at `url`, with its own login or, if it names none, that of the AMQP URL."""
 
-    def __init__(self, url: str, address: Address) -> None:
+    def __init__(self, url: str, source: Source) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -103,13 +105,22 @@ class Management:
             raise unreadable()
         self.where = f"{host}:{port}" if port else host
         self.root = f"{parts.scheme}://{self.where}{parts.path.rstrip('/')}/api"
-        self.vhost = quote(address.vhost, safe="")
-        user = unquote(parts.username) if parts.username else address.user
-        password = unquote(parts.password) if parts.password else address.password
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self.user = user
-        self.login = f"Basic {login}"
+        self.source = source
+        self.own_user = unquote(parts.username or "")
+        self.own_password = unquote(parts.password or "")
         self.opener = urllib.request.build_opener(NoRedirect)
+
+    @property
+    def vhost(self) -> str:
+        """As it is written in a path."""
+        return quote(self.source.now().vhost, safe="")
+
+    @property
+    def login(self) -> str:
+        """A header's value; as the AMQP URL says it at the moment, what this one does not say."""
+        address = self.source.now()
+        user, password = self.own_user or address.user, self.own_password or address.password
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
     def queues(self) -> list[str]:
         """All queues of the virtual host, sorted."""
@@ -169,7 +180,7 @@ class Management:
         # A redirection elsewhere must not take the password along.
         request.add_unredirected_header("Authorization", self.login)
         try:
-            with self.opener.open(request, timeout=TIMEOUT) as response:
+            with self.opener.open(request, timeout=left(TIMEOUT)) as response:
                 return read(decoded(response)), response.headers.get("Date", "")
         except urllib.error.HTTPError as error:
             with error:
@@ -196,7 +207,7 @@ def decoded(answer: Readable) -> Any:
 
 def whole(answer: Readable) -> bytes:
     parts: list[bytes] = []
-    size, deadline = 0, monotonic() + LONGEST
+    size, deadline = 0, monotonic() + left(LONGEST)
     while part := answer.read1(1 << 16):
         parts.append(part)
         size += len(part)

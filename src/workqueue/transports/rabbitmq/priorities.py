@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from workqueue.errors import QueueNotFound
+from workqueue.forks import Lock
 from workqueue.loggers import logger
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import Survey, survey
@@ -17,7 +16,7 @@ class Priorities:
     """Of the queues of one transport. Thread-safe."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.looked_at: set[str] = set()
 
     def look(self, link: Link, queue: str) -> None:

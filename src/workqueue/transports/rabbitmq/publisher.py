@@ -6,8 +6,13 @@ import re
 import time
 from collections.abc import Sequence
 
+import amqp
+
+from workqueue.deadline import Deadline, left, within
 from workqueue.errors import (
+    AccessRefused,
     BrokerBlocked,
+    ConfigError,
     ConnectionLost,
     NotSent,
     QueueNotFound,
@@ -17,13 +22,23 @@ from workqueue.errors import (
     Unroutable,
 )
 from workqueue.loggers import logger
-from workqueue.message import DEFAULT_PRIORITY, Message
+from workqueue.message import DEFAULT_PRIORITY, Message, visible
+from workqueue.transports.copies import DIRECT_REPLY_TO
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
+from workqueue.transports.rabbitmq.causes import CannotWait, Forbidden, Interrupted
 from workqueue.transports.rabbitmq.confirms import Confirms
-from workqueue.transports.rabbitmq.delays import Delays
+from workqueue.transports.rabbitmq.delays import Delays, Looks
+from workqueue.transports.rabbitmq.destinations import Destinations
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link, translated
 from workqueue.transports.rabbitmq.priorities import Priorities
+from workqueue.transports.rabbitmq.survey import (
+    ACCESS_REFUSED,
+    LOCKED,
+    NOT_FOUND,
+    not_allowed,
+    permission_in,
+)
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
 log = logger("rabbitmq")
@@ -45,10 +60,19 @@ is too large by closing the channel, and with it the fate of all others on it wo
 LARGEST = 512 * 1024 * 1024
 """Bytes. No RabbitMQ can be configured to take more."""
 
+LONGEST_LINE = 200
+"""Characters of a list of names in the log."""
+
 IDLE = 10.0
 """Seconds after which a connection must prove that it is alive before it is trusted."""
 
 PROOF_TIMEOUT = 3.0
+"""Seconds, or half of what the caller has, if that is less: a new connection must still be had."""
+
+FAREWELL = 0.5
+"""Seconds for the broker to agree that the connection is closed."""
+
+FRAME_ERROR = 501
 
 JUST_USED = 0.01
 """Seconds in which a channel that was used is not looked at before it is used again. What happened
@@ -57,7 +81,16 @@ to it meanwhile shows when the confirm does not come; a sender in a loop is spar
 
 class RabbitMQPublisher:
     """See `workqueue.transport.Publisher`. A connection of its own, without heartbeats: every
-    publish waits for its confirm anyway, and an idle sender need not wake up for them."""
+    publish waits for its confirm anyway, and an idle sender need not wake up for them.
+
+    A `patient` one counts the timeout of a publish from when RabbitMQ last confirmed anything, and
+    not while it is blocked: to hang up and send again would store everything twice. `abandoned` may
+    be set by another thread, and ends the wait of a publish within a second.
+
+    With `whole`, a message is sent as it is or not at all. Without, which is for copies of received
+    messages, headers that AMQP cannot express or that fit into no frame are left out, with a line
+    in the log.
+    """
 
     def __init__(
         self,
@@ -67,14 +100,20 @@ class RabbitMQPublisher:
         *,
         exchange: str = EXCHANGE,
         role: str = "sender",
+        whole: bool = True,
     ) -> None:
         self.exchange = exchange
+        self.whole = whole
         self.delays = delays
         self.priorities = priorities
         self.size_limit = LARGEST
         self.blocked = False
         self.closed = False
+        self.patient = False
+        self.abandoned = False
+        self.heard_at = time.monotonic()
         self.link = Link(address, role, on_blocked=self.on_blocked, on_unblocked=self.on_unblocked)
+        self.looks = Looks(self.link)
         try:
             self.open_channel()
         except BaseException:
@@ -89,6 +128,7 @@ class RabbitMQPublisher:
             self.channel.confirm_select()
             self.number: int = self.channel.channel_id
             self.link.wire.taps[self.number] = self.on_method
+        self.destinations = Destinations(self.link, self.channel)
         self.writers: dict[str, wire.PublishWriter] = {}
         self.begun = 0
         self.gathered: list[bytes] = []
@@ -99,6 +139,7 @@ class RabbitMQPublisher:
     # -- what the broker says
 
     def on_method(self, inbound: wire.Inbound) -> None:
+        self.heard_at = time.monotonic()
         match inbound.method:
             case wire.ACK:
                 self.confirms.on_ack(*wire.decode_settled(inbound.arguments))
@@ -120,39 +161,58 @@ class RabbitMQPublisher:
 
     def on_unblocked(self) -> None:
         self.blocked = False
+        self.heard_at = time.monotonic()
         log.warning("RabbitMQ takes messages again")
 
     # -- what we say
 
     def publish(self, queue: str, messages: Sequence[Message], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        self.patience = timeout
+        with within(timeout) as deadline:
+            self.publish_within(queue, messages, deadline)
+
+    def publish_within(self, queue: str, messages: Sequence[Message], deadline: Deadline) -> None:
         self.make_sure()
         confirms = self.confirms
         self.begun = 0
+        self.heard_at = time.monotonic()
         try:
             with translated():
+                self.look(queue)
                 self.write_all(queue, messages, deadline)
                 self.make_room(deadline, WINDOW)
+        except QueueNotFound as error:
+            confirms.failures += [(message, Unroutable(str(error))) for message in messages]
         except (ConnectionLost, Stalled) as error:
             cause = self.cause_of_silence(error)
             confirms.give_up(cause)
             confirms.failures += [(message, cause) for message in messages[self.begun :]]
-            self.close()
+            self.abandon()
         if self.closing:
             self.account_for_closing(confirms, messages[self.begun :])
         confirms.close()
         self.used = time.monotonic()
-        self.report(confirms, len(messages))
+        self.report(queue, confirms, len(messages))
 
-    def write_all(self, queue: str, messages: Sequence[Message], deadline: float) -> None:
+    def look(self, queue: str) -> None:
+        """Before anything is written to `queue`. Raises QueueNotFound, or ConfigError.
+
+        The default exchange needs no look: it has no alternate, and gives a message to no queue
+        but the one of that name.
+        """
+        self.looks.begin()
+        if self.exchange:
+            self.destinations.look(queue)
+
+    def write_all(self, queue: str, messages: Sequence[Message], deadline: Deadline) -> None:
         """All are on their way, or on record as failures, unless the broker closes the channel;
         `begun` says how many were looked at."""
         writer = self.writer(queue)
         room = 0
         for message in messages:
-            large = len(message.body) >= LARGE
-            if large or not room or self.blocked:
-                room = self.make_room(deadline, WINDOW if large else MORE)
+            alone = travels_alone(message)
+            if alone or not room or self.blocked:
+                room = self.make_room(deadline, WINDOW if alone else MORE)
             if self.closing:
                 return
             frames = self.encode(queue, message, writer)
@@ -162,7 +222,7 @@ class RabbitMQPublisher:
             self.confirms.published(message)
             self.gathered.append(frames)
             self.gathered_size += len(frames)
-            room = self.make_room(deadline, WINDOW) if large else room - 1
+            room = self.make_room(deadline, WINDOW) if alone else room - 1
             if self.gathered_size >= WRITE_SIZE:
                 self.flush(deadline)
                 self.take_what_is_there()
@@ -182,16 +242,13 @@ class RabbitMQPublisher:
                 elif idle > IDLE:
                     self.prove_alive()
         except (ConnectionLost, ChannelClosed) as error:
-            self.close()
+            self.abandon()
             raise ConnectionLost(str(error)) from error
 
     def prove_alive(self) -> None:
         """A round trip: a connection cut by something in between looks open until then."""
-        self.link.wire.call_timeout, usual = PROOF_TIMEOUT, self.link.wire.call_timeout
-        try:
+        with within(min(PROOF_TIMEOUT, left() / 2)):
             self.channel.basic_qos(0, 1, False)
-        finally:
-            self.link.wire.call_timeout = usual
 
     def encode(self, queue: str, message: Message, writer: wire.PublishWriter) -> bytes | None:
         """The frames, or None and a failure on record."""
@@ -201,19 +258,41 @@ class RabbitMQPublisher:
             if self.priorities and message.priority != DEFAULT_PRIORITY:
                 self.priorities.look(self.link, queue)
             if message.delay > 0:
-                exchange, key = self.delays.way(self.link, queue, message)
+                exchange, key = self.delays.way(queue, message, self.looks)
                 frame_max: int = self.link.wire.frame_max
-                return wire.encode_publish(self.number, exchange, key, message, frame_max)
-            return writer.frames(message)
+                writer = wire.PublishWriter(self.number, exchange, key, frame_max)
+            return self.frames(message, writer)
         except QueueNotFound as error:
             self.confirms.failures.append((message, Unroutable(str(error))))
         except ChannelClosed as error:
-            self.confirms.failures.append((message, Refused(f"it cannot wait: {error.text}")))
+            self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error.text}")))
+        except (AccessRefused, ConfigError) as error:
+            if self.exchange:
+                raise
+            # A copy, beside others that need not wait.
+            self.confirms.failures.append((message, CannotWait(f"it cannot wait: {error}")))
         except wire.TooLong as error:
             self.confirms.failures.append((message, TooLarge(str(error))))
         except wire.WireError as error:
             self.confirms.failures.append((message, Refused(str(error))))
         return None
+
+    def frames(self, message: Message, writer: wire.PublishWriter) -> bytes:
+        try:
+            return writer.frames(message)
+        except wire.WireError:
+            if self.whole:
+                raise
+        fitted, left_out = wire.fitted(message, writer.frame_max)
+        if left_out:
+            log.warning(
+                "task %s: its copy goes without %d headers, which AMQP cannot say or which do not "
+                "fit into a frame: %s",
+                visible(message.id or "without id"),
+                len(left_out),
+                visible(", ".join(left_out)[:LONGEST_LINE]),
+            )
+        return writer.frames(fitted)
 
     def writer(self, queue: str) -> wire.PublishWriter:
         if queue not in self.writers:
@@ -222,16 +301,16 @@ class RabbitMQPublisher:
             )
         return self.writers[queue]
 
-    def flush(self, deadline: float) -> None:
+    def flush(self, deadline: Deadline) -> None:
         data, self.gathered, self.gathered_size = b"".join(self.gathered), [], 0
         if data and not self.closing:
-            self.link.wire.write(data, timeout=deadline - time.monotonic())
+            self.link.wire.write(data, timeout=self.time_left(deadline))
 
     def take_what_is_there(self) -> None:
         if self.link.wire.wait_readable(0):
             self.link.wire.read()
 
-    def make_room(self, deadline: float, room: int) -> int:
+    def make_room(self, deadline: Deadline, room: int) -> int:
         """Write, and wait until `room` more messages may be on their way, or the channel is closed;
         how many may be. Not while blocked.
 
@@ -240,12 +319,21 @@ class RabbitMQPublisher:
         while (WINDOW - self.confirms.open < room or self.blocked) and not self.closing:
             if not self.blocked:
                 self.flush(deadline)
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if not self.time_left(deadline):
                 raise Stalled
-            if self.link.wire.wait_readable(min(left, 1.0)):
+            if self.link.wire.wait_readable(min(self.time_left(deadline), 1.0)):
                 self.link.wire.read()
         return WINDOW - self.confirms.open
+
+    def time_left(self, deadline: Deadline) -> float:
+        """Seconds until a publish gives up. A patient one moves its deadline, for all waits."""
+        if self.abandoned:
+            return 0.0
+        if self.patient:
+            if self.blocked:
+                self.heard_at = time.monotonic()
+            deadline.at = max(deadline.at, self.heard_at + self.patience)
+        return deadline.left()
 
     # -- what became of it
 
@@ -254,6 +342,8 @@ class RabbitMQPublisher:
             return BrokerBlocked("RabbitMQ takes no messages for now (memory or disk alarm)")
         if isinstance(error, Stalled):
             return Unconfirmed("RabbitMQ did not confirm it in time")
+        if blames_a_message(error.__cause__):
+            return Interrupted(str(error))
         return Unconfirmed(str(error))
 
     def account_for_closing(self, confirms: Confirms, unsent: Sequence[Message]) -> None:
@@ -263,33 +353,73 @@ class RabbitMQPublisher:
         size, limit = sizes_in(self.closing.text)
         if limit:
             self.size_limit = limit
+        on_the_way = confirms.open
         for message in open_messages:
-            confirms.failures.append((message, self.cause_of_closing(message, size, limit)))
+            # What was never written is not at fault; of several, nobody knows which one is.
+            alone = on_the_way == 1 and message is open_messages[0]
+            cause = self.cause_of_closing(message, size, limit, alone=alone)
+            confirms.failures.append((message, cause))
 
-    def cause_of_closing(self, message: Message, size: int, limit: int) -> NotSent:
+    def cause_of_closing(self, message: Message, size: int, limit: int, *, alone: bool) -> NotSent:
         assert self.closing is not None
         if size and len(message.body) == size:
             return TooLarge(too_large(size, limit))
-        if self.closing.code == 404:  # the exchange is not there, so neither is our queue
-            self.delays.forget()
+        if self.closing.code == NOT_FOUND:  # an exchange, or the queue that was looked at
             return Unroutable(self.closing.text)
-        if self.closing.code == 403:
+        if self.closing.code == ACCESS_REFUSED:
+            return Forbidden(self.closing.text)
+        if alone or self.closing.code == LOCKED:
             return Refused(self.closing.text)
-        return Unconfirmed(f"RabbitMQ closed the channel: {self.closing.text}")
+        return Interrupted(f"RabbitMQ closed the channel: {self.closing.text}")
 
-    def report(self, confirms: Confirms, total: int) -> None:
+    def report(self, queue: str, confirms: Confirms, total: int) -> None:
         failures, confirms.failures = confirms.failures, []
         if failures:
+            if any(isinstance(cause, Unroutable) for _, cause in failures):
+                self.delays.forget()
+            if len(failures) == total and (refused := self.lacking(queue, failures[0][1])):
+                raise refused
             raise NotSent(str(failures[0][1]), failures=failures, sent=total - len(failures))
 
+    def lacking(self, queue: str, cause: NotSent) -> AccessRefused | None:
+        """Why nothing was sent, where a permission is missing. A copy has its cause instead."""
+        if isinstance(cause, Unroutable):
+            return self.destinations.explain_return(queue)
+        if self.exchange and self.closing and self.closing.code == ACCESS_REFUSED:
+            needed = permission_in(self.closing.text, "write", self.exchange)
+            return not_allowed(self.link, f"RabbitMQ refuses messages for {queue}", needed)
+        return None
+
+    def abandon(self) -> None:
+        """Hang up on a broker that does not answer, without waiting for it once more."""
+        self.closed = True
+        self.link.close(timeout=0)
+
     def close(self) -> None:
+        """All that was published is settled by now: the farewell may be short."""
         if not self.closed:
             self.closed = True
-            self.link.close()
+            self.link.close(timeout=FAREWELL)
 
 
 class Stalled(Exception):
     """No confirm in time."""
+
+
+def travels_alone(message: Message) -> bool:
+    """Whether RabbitMQ may answer this message by closing the channel: what else is on its way
+    would be refused for it, and nobody could say what became of that.
+
+    It does so with one over its max_message_size, and with one that asks for answers without a
+    queue, which only a consumer of such answers may (RabbitMQ documentation, "Direct Reply-to").
+    """
+    return len(message.body) >= LARGE or message.reply_to == DIRECT_REPLY_TO
+
+
+def blames_a_message(error: BaseException | None) -> bool:
+    """Whether RabbitMQ closed the connection for what was sent on it: AMQP's codes of hard errors,
+    but not that of a broker that is being stopped (320) or of a person who closed it."""
+    return isinstance(error, amqp.AMQPError) and (error.reply_code or 0) >= FRAME_ERROR
 
 
 def too_large(size: int, limit: int) -> str:

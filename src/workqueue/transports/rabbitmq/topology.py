@@ -75,6 +75,17 @@ class Abilities(msgspec.Struct, frozen=True):
         return self.version < (4, 3)
 
     @property
+    def cancel_settles(self) -> bool:
+        """A quorum queue has applied what was settled for a consumer when that is cancelled."""
+        return self.version >= (4, 0)
+
+    @property
+    def most_handed_back(self) -> int:
+        """How many messages a quorum queue takes back at once and keeps in their order: before
+        4.0 it goes through a map, which Erlang keeps in order up to 32."""
+        return 1_000_000 if self.version >= (4, 0) else 32
+
+    @property
     def high_priorities_block(self) -> bool:
         """Quorum queues have two levels of priority, and those that wait in one hold up what has
         expired in the other. Before, they have none; since 4.3 each level is looked at."""
@@ -85,12 +96,8 @@ class Abilities(msgspec.Struct, frozen=True):
         """How many levels of priority quorum queues tell apart."""
         return 32 if self.version >= (4, 3) else 2 if self.version >= (4, 0) else 1
 
-    def takes_timeout(self, queue_type: str) -> bool:
-        """Whether x-consumer-timeout may be given when a queue of this type is declared."""
-        return queue_type == "quorum" or self.classic_has_timeout
 
-
-def queue_arguments(spec: QueueSpec, abilities: Abilities) -> dict[str, Any]:
+def queue_arguments(spec: QueueSpec) -> dict[str, Any]:
     """The arguments of the work queue that `spec` asks for; quorum unless it says otherwise."""
     queue_type: QueueType = spec.type or "quorum"
     arguments: dict[str, Any] = {
@@ -103,21 +110,34 @@ def queue_arguments(spec: QueueSpec, abilities: Abilities) -> dict[str, Any]:
         arguments["x-delivery-limit"] = DELIVERY_LIMIT
         arguments["x-dead-letter-strategy"] = "at-least-once"
         arguments["x-overflow"] = "reject-publish"
+        arguments["x-consumer-timeout"] = NO_TIMEOUT
     else:
+        # Without x-consumer-timeout, which 4.0 to 4.2 would honour: 4.3 refuses to import the
+        # definition of a classic queue that has it.
         arguments["x-max-priority"] = MAX_PRIORITY
     if spec.max_length is not None:
         arguments["x-max-length"] = spec.max_length
         arguments["x-overflow"] = "reject-publish"
     if spec.ttl is not None:
         arguments["x-message-ttl"] = max(1, round(spec.ttl * 1000))
-    if abilities.takes_timeout(queue_type):
-        arguments["x-consumer-timeout"] = NO_TIMEOUT
     return arguments
 
 
 def dead_arguments() -> dict[str, Any]:
     """The arguments of a dead-letter queue: replicated, without a limit that could eat it."""
     return {"x-queue-type": "quorum", "x-delivery-limit": DEAD_DELIVERY_LIMIT}
+
+
+def holding_arguments(dead: str) -> dict[str, Any]:
+    """The arguments of the queue that holds a work queue's messages while it is migrated: nothing
+    is dropped from it, and what expires in it is a dead letter, in the queue `dead`."""
+    return {
+        **dead_arguments(),
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
 
 
 class Inequivalent(msgspec.Struct, frozen=True):

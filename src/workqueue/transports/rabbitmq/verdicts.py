@@ -7,13 +7,26 @@ What is right is what `topology` would declare. Sources: RabbitMQ documentation,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from shlex import quote
 from typing import Any
 
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec
+from workqueue.transports.rabbitmq.ladder import (
+    DUE,
+    HIGH_PREFIX,
+    PREFIX,
+    TICK,
+    UNDELIVERABLE,
+    Binding,
+    Level,
+    Part,
+    highest_level,
+    is_level,
+    parts,
+)
 from workqueue.transports.rabbitmq.survey import Survey
 from workqueue.transports.rabbitmq.topology import (
     EXCHANGE,
@@ -159,10 +172,13 @@ def judge_permissions(rule: Mapping[str, str], queues: list[str], user: str) -> 
         lacking = [name for name in names if not allows(rule.get(kind, ""), name)]
         if lacking:
             refused = True
+            found = f"{user} may not {kind} {', '.join(lacking)}"
+            if kind == "configure":
+                found += ": what is missing of these must be made by somebody else"
             yield Finding(
-                state="fail",
+                state="warn" if kind == "configure" else "fail",
                 check="permissions",
-                found=f"{user} may not {kind} {', '.join(lacking)}",
+                found=found,
                 command=f"rabbitmqctl set_permissions -p VHOST {quote(user)} '.*' '.*' '.*'",
             )
     if not refused:
@@ -206,13 +222,96 @@ def policy_of(
 
 
 def strongest(queue: str, type_: str, rules: list[dict[str, Any]]) -> dict[str, Any] | None:
-    kinds = ("queues", "all", f"{type_}_queues")
+    return strongest_of(queue, ("queues", "all", f"{type_}_queues"), rules)
+
+
+def strongest_of(
+    name: str, kinds: Collection[str], rules: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     matching = [
         rule
         for rule in rules
-        if rule.get("apply-to") in kinds and allows(rule.get("pattern", ""), queue)
+        if rule.get("apply-to") in kinds and allows(rule.get("pattern", ""), name)
     ]
     return max(matching, key=lambda rule: rule.get("priority", 0), default=None)
+
+
+def judge_ladder(
+    there: Collection[Part], bindings: Collection[Binding] | None, queue: str
+) -> Iterator[Finding]:
+    """What of the ladder is missing, up to the highest level of which anything is there.
+
+    `there` are parts by kind and name; `bindings` all of the virtual host, None if not known.
+    `queue` is one that a delayed message can be sent to, which makes what is missing.
+    """
+    names = {(part.is_queue, part.name) for part in there}
+    seen: set[str] = set()
+    tops = [highest_level((name for _, name in names), p) for p in (PREFIX, HIGH_PREFIX)]
+    for top in tops:
+        for part in parts(top) if top else ():
+            lacking = [] if (part.is_queue, part.name) in names else [f"{part} does not exist"]
+            if not lacking and bindings is not None:
+                lacking = [
+                    f"{part} is not bound to {binding.target} with the key {binding.key!r}"
+                    for binding in part.bindings
+                    if binding not in bindings
+                ]
+            for found in set(lacking) - seen:
+                seen.add(found)
+                yield Finding(
+                    state="fail",
+                    check="delays",
+                    found=f"{found}: what is delayed is held up; the next delayed message mends it",
+                    command=delayed_message(top, queue),
+                )
+    if any(tops) and not seen:
+        yield Finding(state="ok", check="delays", found="all that they need is there")
+
+
+def delayed_message(top: Level | None, queue: str) -> str:
+    """The command whose message needs all levels up to `top`."""
+    assert top is not None
+    priority = " --priority 9" if top.prefix == HIGH_PREFIX else ""
+    delay = f"{TICK * 2**top.number:g}s"
+    return f"workqueue send {quote(queue)} BODY --delay {delay}{priority}"
+
+
+def judge_undeliverable(count: int) -> Iterator[Finding]:
+    """What was due for a queue that was gone, or not bound, waits where nobody works."""
+    if count:
+        yield Finding(
+            state="warn",
+            check="delays",
+            found=f"{count:,} delayed messages were due for queues that were gone",
+            command=f"workqueue peek {UNDELIVERABLE}",
+        )
+
+
+def judge_alternates(
+    exchanges: list[dict[str, Any]], policies: list[dict[str, Any]] | None
+) -> Iterator[Finding]:
+    """Whether messages that no queue takes go elsewhere, instead of back to their senders.
+
+    An exchange's own argument goes before a policy (RabbitMQ documentation, "Alternate exchanges").
+    """
+    for row in exchanges:
+        name = str(row.get("name"))
+        if name not in (EXCHANGE, DUE) and not is_level(name):
+            continue
+        own = (row.get("arguments") or {}).get("alternate-exchange")
+        rule = strongest_of(name, ("exchanges", "all"), policies or [])
+        ruled = (rule or {}).get("definition", {}).get("alternate-exchange")
+        alternate = own or ruled
+        if alternate is None or (name == DUE and own == UNDELIVERABLE):
+            continue
+        by = "argument" if own else f"policy {(rule or {}).get('name')}"
+        yield Finding(
+            state="warn",
+            check="exchanges",
+            found=f"exchange {name} has the alternate exchange {alternate} ({by}): what no queue "
+            "takes goes there, and does not come back to its sender",
+            command=f"rabbitmqctl list_exchanges name arguments policy, and {POLICIES}",
+        )
 
 
 def judge_queue(found: Survey, policy: Mapping[str, Any]) -> Iterator[Finding]:
@@ -229,7 +328,7 @@ def judge_queue(found: Survey, policy: Mapping[str, Any]) -> Iterator[Finding]:
         yield about("fail", f"its type is {told}: a work queue is quorum or classic", "")
         return
     spec = QueueSpec(name=queue, type="quorum" if found.type == "quorum" else "classic")
-    wanted = queue_arguments(spec, found.abilities)
+    wanted = queue_arguments(spec)
     well = True
     for finding in judge_limits(about, arguments, policy):
         well = False

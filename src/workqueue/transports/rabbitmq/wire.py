@@ -27,6 +27,13 @@ import msgspec
 from msgspec.structs import replace
 
 from workqueue.message import Message
+from workqueue.transports.copies import (
+    DIRECT_REPLY_TO,
+    ERROR,
+    LONGEST_TEXT,
+    OUR_HEADERS,
+    with_short_texts,
+)
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
@@ -59,11 +66,26 @@ DEEPEST_TABLE = 64
 MOST_HEADS = 1_000
 """Kinds of messages whose encoded beginnings are kept."""
 
+OBEYED = {"CC": "workqueue-cc", "BCC": "workqueue-bcc"}
+"""Headers that RabbitMQ obeys, and the names under which they travel. It routes a message to every
+queue that they name as well, and closes the channel if they are no arrays. A message that we
+publish goes to its one queue: these headers may be a stranger's. They are compared byte for byte:
+`cc` is an ordinary header.
+
+Source: RabbitMQ documentation, "Sender-selected Distribution"; rabbit_basic:header_routes.
+"""
+
+TRAVELLING = {travels: name for name, travels in OBEYED.items()}
+
+COUNTS = ("x-delivery-count", "x-acquired-count")
+"""Headers in which a quorum queue counts its own deliveries: in another queue they begin again."""
+
 frame_head = Struct(">BHI")
 two_shorts = Struct(">HH")
 short = Struct(">H")
 long = Struct(">I")
 longlong = Struct(">Q")
+signed = Struct(">q")
 double = Struct(">d")
 body_head = Struct(">HHQ")
 content_head = Struct(">BHIHHQ")
@@ -302,17 +324,17 @@ def decode_as_we_send(properties: bytes, body: bytes) -> Message | None:
         id_ends = 6 + size + properties[5 + size]
         end, type_ = id_ends + 8, None
         if properties[1] & 0x20:
-            type_ = properties[end + 1 :].decode("utf-8", "backslashreplace")
+            type_ = as_text(properties[end + 1 :])
             end += 1 + properties[end]
         if end != len(properties):
             return None
         return Message(
             body=body,
-            id=properties[6 + size : id_ends].decode("utf-8", "backslashreplace"),
-            content_type=properties[3 : 3 + size].decode("utf-8", "backslashreplace"),
+            id=as_text(properties[6 + size : id_ends]),
+            content_type=as_text(properties[3 : 3 + size]),
             type=type_,
             priority=properties[4 + size],
-            sent_at=float(longlong.unpack_from(properties, id_ends)[0]),
+            sent_at=float(signed.unpack_from(properties, id_ends)[0]),
         )
     except (struct_error, IndexError):
         return None
@@ -333,11 +355,21 @@ def layout(flags: int) -> tuple[tuple[str | None, Any], ...]:
 
 
 def read_text(buffer: bytes, offset: int) -> tuple[str, int]:
-    """A short string; what is not UTF-8 is shown escaped, so that it is text all the same."""
+    """A short string."""
     end = offset + 1 + buffer[offset]
     if end > len(buffer):
         raise IndexError("a string longer than its frame")
-    return buffer[offset + 1 : end].decode("utf-8", "backslashreplace"), end
+    return as_text(buffer[offset + 1 : end]), end
+
+
+def as_text(raw: bytes) -> str:
+    """A short string's bytes. What is not UTF-8 is shown escaped, so that it is text all the same,
+    and cut where it would no longer fit a short string: a copy of its message says it again."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        escaped = raw.decode("utf-8", "backslashreplace").encode()
+        return escaped[:LONGEST_TEXT].decode("utf-8", "ignore")
 
 
 def read_octet(buffer: bytes, offset: int) -> tuple[int, int]:
@@ -345,7 +377,8 @@ def read_octet(buffer: bytes, offset: int) -> tuple[int, int]:
 
 
 def read_timestamp(buffer: bytes, offset: int) -> tuple[float, int]:
-    return float(longlong.unpack_from(buffer, offset)[0]), offset + 8
+    """Seconds since 1970, with a sign: AMQP 1.0 clients send earlier times, too."""
+    return float(signed.unpack_from(buffer, offset)[0]), offset + 8
 
 
 def read_headers(buffer: bytes, offset: int) -> tuple[dict[str, Any], int, str | None]:
@@ -358,10 +391,15 @@ def read_headers(buffer: bytes, offset: int) -> tuple[dict[str, Any], int, str |
         table, _ = read_table(buffer, offset, depth=0)
     except (WireError, struct_error, IndexError) as error:
         return {}, end, f"the headers cannot be read: {error}"
+    for travels, name in TRAVELLING.items():
+        if travels in table:
+            table.setdefault(name, table.pop(travels))
     return table, end, None
 
 
 def read_table(buffer: bytes, offset: int, depth: int) -> tuple[dict[str, Any], int]:
+    """Of two values of one name the first counts, as for RabbitMQ: what it notes itself, such as
+    x-delivery-count, comes before what the sender wrote."""
     end = offset + 4 + long.unpack_from(buffer, offset)[0]
     if end > len(buffer):
         raise WireError("a table longer than its frame")
@@ -369,7 +407,8 @@ def read_table(buffer: bytes, offset: int, depth: int) -> tuple[dict[str, Any], 
     table: dict[str, Any] = {}
     while offset < end:
         name, offset = read_text(buffer, offset)
-        table[name], offset = read_value(buffer, offset, depth)
+        value, offset = read_value(buffer, offset, depth)
+        table.setdefault(name, value)
     if offset > end:
         raise WireError("a value longer than its table")
     return table, end
@@ -424,7 +463,7 @@ def read_value(buffer: bytes, offset: int, depth: int) -> tuple[Any, int]:
         case "t":
             return bool(buffer[offset]), offset + 1
         case "T":
-            return moment(longlong.unpack_from(buffer, offset)[0]), offset + 8
+            return moment(signed.unpack_from(buffer, offset)[0]), offset + 8
         case "V":
             return None, offset
         case "F" | "A" if depth >= DEEPEST_TABLE:
@@ -494,9 +533,14 @@ def encode_publish(
     split), WireError for a value that AMQP cannot say.
     """
     properties = encode_properties(message)
-    if len(properties) + 12 > frame_max - 8:
+    if len(properties) > longest_properties(frame_max):
         raise TooLong(f"{len(properties)} bytes of headers, where {frame_max} fit")
     return publish_frames(channel, exchange, routing_key, properties, message.body, frame_max)
+
+
+def longest_properties(frame_max: int) -> int:
+    """Bytes of properties and headers that one frame holds: they cannot be split."""
+    return frame_max - 8 - body_head.size
 
 
 class PublishWriter:
@@ -561,16 +605,11 @@ class PublishWriter:
         return head
 
 
-def encode_publish_as_it_was(
-    channel: int, queue: str, properties: bytes, body: bytes, frame_max: int
-) -> bytes:
-    """All frames of one mandatory basic.publish to a queue, with the properties of another."""
-    return publish_frames(channel, "", queue, properties, body, frame_max)
-
-
 def publish_frames(
     channel: int, exchange: str, routing_key: str, properties: bytes, body: bytes, frame_max: int
 ) -> bytes:
+    """All frames of one mandatory basic.publish. `properties` that came from elsewhere must be
+    `harmless`."""
     method = publish_method(exchange, routing_key)
     header = body_head.pack(BASIC, 0, len(body)) + properties
     frames = [encode_frame(METHOD, channel, method), encode_frame(HEADER, channel, header)]
@@ -610,7 +649,7 @@ def encode_properties(message: Message) -> bytes:
         parts.append(shortstr(message.content_encoding))
     if message.headers:
         flags |= 0x2000
-        parts.append(encode_table(message.headers))
+        parts.append(encode_headers(message.headers))
     parts.append(bytes((2, min(max(message.priority, 0), 255))))
     if message.correlation_id is not None:
         flags |= 0x0400
@@ -638,12 +677,15 @@ def encode_properties(message: Message) -> bytes:
 
 
 def timestamp(moment: float) -> bytes:
-    return longlong.pack(min(max(int(moment), 0), 2**64 - 1))
+    """Whole seconds, as near as 64 bits come. Raises WireError for a time that is no number."""
+    if not math.isfinite(moment):
+        raise WireError(f"the time {moment} cannot be said in AMQP")
+    return signed.pack(min(max(int(moment), -(2**63)), 2**63 - 1))
 
 
 def shortstr(text: str) -> bytes:
     raw = utf8(text)
-    if len(raw) > 255:
+    if len(raw) > LONGEST_TEXT:
         raise WireError(f"{text[:20]}… is longer than 255 bytes")
     return bytes((len(raw),)) + raw
 
@@ -657,6 +699,15 @@ def utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise WireError(f"text that is not Unicode: {error}") from error
+
+
+def encode_headers(headers: Mapping[str, Any]) -> bytes:
+    """The table of a message's headers, with none that RabbitMQ obeys."""
+    obeyed = {travels: headers[name] for name, travels in OBEYED.items() if name in headers}
+    if obeyed:
+        others = {name: value for name, value in headers.items() if name not in OBEYED}
+        headers = {**others, **obeyed}
+    return encode_table(headers)
 
 
 def encode_table(table: Mapping[str, Any]) -> bytes:
@@ -682,7 +733,7 @@ def encode_value(value: object) -> bytes:
         case bytes():
             return b"x" + longstr(value)
         case datetime():
-            return b"T" + longlong.pack(max(int(value.timestamp()), 0))
+            return b"T" + signed.pack(math.floor(value.timestamp()))
         case Decimal():
             return encode_decimal(value)
         case list() | tuple():
@@ -702,3 +753,132 @@ def encode_decimal(value: Decimal) -> bytes:
     if not (value.is_finite() and math.isfinite(float(value))):
         raise WireError("a Decimal like this cannot be said in AMQP")
     return b"d" + double.pack(float(value))
+
+
+# -- what was received, to be published again --------------------------------------------------
+
+
+def fitted(message: Message, frame_max: int) -> tuple[Message, list[str]]:
+    """`message` as near to whole as AMQP can say it, and the names of the headers left out.
+
+    What cannot be said is left out alone. Where the headers do not fit into a frame, the error text
+    is cut, then the largest headers of others are left out, and ours last. Texts of properties are
+    cut to 255 bytes.
+    """
+    message = with_short_texts(message)
+    if message.sent_at is not None and not math.isfinite(message.sent_at):
+        message = replace(message, sent_at=None)
+    headers = dict(message.headers)
+    sizes = {name: size for name in headers if (size := size_of_header(name, headers[name]))}
+    room = longest_properties(frame_max) - len(encode_properties(replace(message, headers={})))
+    excess = long.size + sum(sizes.values()) - room
+    if excess > 0 and ERROR in sizes:
+        headers[ERROR] = str(headers[ERROR]).encode()[excess:].decode("utf-8", "ignore")
+        excess -= sizes[ERROR] - size_of_header(ERROR, headers[ERROR])
+    for name in sorted(sizes, key=lambda name: (name in OUR_HEADERS, -sizes[name])):
+        if excess <= 0:
+            break
+        excess -= sizes.pop(name)
+    left_out = [name for name in headers if name not in sizes]
+    return replace(message, headers={name: headers[name] for name in sizes}), left_out
+
+
+def size_of_header(name: str, value: object) -> int:
+    """Bytes that a header takes; 0 for one that cannot be said."""
+    try:
+        return len(encode_headers({name: value})) - long.size
+    except (WireError, RecursionError):
+        return 0
+
+
+def harmless(properties: bytes, longest: int, user: str = "") -> tuple[bytes, list[str]]:
+    """`properties` of a received message, byte for byte but for what RabbitMQ would obey or refuse
+    if `user` published them again, and what was changed, in words.
+
+    The headers that it obeys get the names under which they travel; where that makes more than
+    `longest` bytes, they are left out. RabbitMQ accepts a user id from that user alone, and a
+    direct reply-to address from its own channel. Raises WireError for what cannot be read.
+    """
+    try:
+        renamed, changes = rewritten(properties, {**OBEYED, **dict.fromkeys(COUNTS)}, user)
+        if len(renamed) > longest:
+            renamed, changes = rewritten(properties, dict.fromkeys((*OBEYED, *COUNTS)), user)
+    except (struct_error, IndexError, KeyError) as error:
+        raise WireError(f"properties that cannot be read: {error}") from error
+    return renamed, changes
+
+
+def rewritten(
+    properties: bytes, renamed: Mapping[str, str | None], user: str
+) -> tuple[bytes, list[str]]:
+    flags = kept = short.unpack_from(properties)[0]
+    parts, changes = [], []
+    end = short.size
+    for name, bit, read in PROPERTIES:
+        if not flags & bit:
+            continue
+        start, end = end, end_of_property(properties, end, name, read)
+        value = properties[start:end]
+        if name == "user_id" and not (user and value[1:] == user.encode()):
+            kept &= ~bit
+            changes.append("without its user_id, which is another user's")
+        elif name == "reply_to" and value[1:] == DIRECT_REPLY_TO.encode():
+            kept &= ~bit
+            changes.append("without its reply_to, which only its sender's channel could use")
+        elif name == "headers":
+            table, found = rewritten_table(value, renamed)
+            parts.append(table)
+            if found & OBEYED.keys():
+                changes.append("with its header CC or BCC renamed, so that it goes to one queue")
+        else:
+            parts.append(value)
+    if end > len(properties):
+        raise IndexError("a property longer than its frame")
+    return short.pack(kept) + b"".join(parts), changes
+
+
+def end_of_property(properties: bytes, start: int, name: str, read: Any) -> int:
+    if name == "headers":
+        return int(start + long.size + long.unpack_from(properties, start)[0])
+    if read is read_text:
+        return start + 1 + properties[start]
+    return start + (longlong.size if read is read_timestamp else 1)
+
+
+def rewritten_table(table: bytes, renamed: Mapping[str, str | None]) -> tuple[bytes, set[str]]:
+    """`table` with headers renamed, or left out, and their names. Values are passed over and not
+    read."""
+    found: set[str] = set()
+    if not any(shortstr(name) in table for name in renamed):
+        return table, found  # as nearly all are
+    parts = []
+    end = long.size
+    while end < len(table):
+        start, name_ends = end, end + 1 + table[end]
+        name = table[start + 1 : name_ends].decode("latin-1")
+        end = end_of_value(table, name_ends)
+        named = table[start:name_ends]
+        if name in renamed:
+            found.add(name)
+            travels = renamed[name]
+            if travels is None:
+                continue
+            named = shortstr(travels)
+        parts.append(named + table[name_ends:end])
+    if end > len(table):
+        raise IndexError("a value longer than its table")
+    return (longstr(b"".join(parts)) if found else table), found
+
+
+VALUE_SIZES = {letter: number.size for letter, number in NUMBERS.items()}
+VALUE_SIZES |= {ord("t"): 1, ord("T"): 8, ord("V"): 0, ord("D"): 5}
+MEASURED_VALUES = frozenset(b"SxFA")
+"""Types of values that begin with their size."""
+
+
+def end_of_value(buffer: bytes, offset: int) -> int:
+    """Where the value that begins at `offset` ends. Raises KeyError for one of unknown type."""
+    letter = buffer[offset]
+    if letter in MEASURED_VALUES:
+        return int(offset + 1 + long.size + long.unpack_from(buffer, offset + 1)[0])
+    return offset + 1 + VALUE_SIZES[letter]

@@ -48,10 +48,21 @@ def parse(url: str) -> Address:
         raise ConfigError(f"no file can be named so: {USAGE}")
     options = options_of(parts.query)
     return Address(
-        path=Path.cwd() / path,
+        path=absolute(Path(path)),
         synchronous=synchronous_of(options.pop("synchronous", "full")),
         timeout=timeout_of(options.pop("timeout", "10")),
     )
+
+
+def absolute(path: Path) -> Path:
+    """By the current folder of now. Raises ConfigError if there is none."""
+    try:
+        return path if path.is_absolute() else Path.cwd() / path
+    except OSError as error:
+        raise ConfigError(
+            f"{path} is looked for in the current folder, which cannot be used: {error.strerror}",
+            hint="Write sqlite:////var/lib/jobs.db, or go to another folder.",
+        ) from error
 
 
 def options_of(query: str) -> dict[str, str]:

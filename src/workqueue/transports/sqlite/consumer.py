@@ -7,9 +7,10 @@ import os
 import select
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import MutableSet, Sequence
 from contextlib import suppress
 from typing import NoReturn
+from weakref import WeakSet
 
 from workqueue.errors import (
     ConsumerLost,
@@ -22,12 +23,12 @@ from workqueue.loggers import logger
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 from workqueue.transports.bell import Bell
-from workqueue.transports.copies import attempt_of, retry_copy, this_worker
+from workqueue.transports.copies import as_lent, attempt_of, retry_copy, this_worker
 from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import Database, Unavailable
 from workqueue.transports.sqlite.life import enter, leave
-from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
+from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
 log = logger("sqlite")
@@ -64,12 +65,14 @@ class SQLiteConsumer:
     def __init__(self, address: Address, queue: str, prefetch: int) -> None:
         self.queue = queue
         self.prefetch = prefetch
-        self.out: set[Delivery] = set()
+        # Without a prefetch only what its receiver still keeps: it may be all of a long queue.
+        self.out: MutableSet[Delivery] = set() if prefetch else WeakSet()
+        self.lent = 0
         self.owed: list[Outcome] = []
         self.lost: set[Delivery] = set()
         self.paused = False
         self.ended = ""
-        self.troubled = False
+        self.trouble = ""
         self.plenty = True
         self.pace = SOON
         self.next_beat = 0.0
@@ -91,7 +94,12 @@ class SQLiteConsumer:
 
     @property
     def unsettled(self) -> int:
-        return len(self.out) + len(self.owed)
+        return self.lent + len(self.owed)
+
+    @property
+    def hindered(self) -> str | None:
+        """See `workqueue.transport.Hindered`."""
+        return self.trouble or None
 
     # -- receive -------------------------------------------------------------------------------
 
@@ -124,6 +132,8 @@ class SQLiteConsumer:
                 self.next_tick = 0.0
                 if taken := self.take(room):
                     return taken
+            if room > 0:
+                self.trouble = ""  # nothing to take, and nothing owed
             if time.monotonic() >= deadline:
                 return []
             until = min(deadline, self.next_beat)
@@ -179,18 +189,19 @@ class SQLiteConsumer:
                 return []
             rows = store.claim(connection, self.queue_id, self.life.id, room, time.time())
         taken = [lend(row, self.queue) for row in rows]
-        self.out.update(taken)
+        self.out |= set(taken)
+        self.lent += len(taken)
         self.plenty = len(taken) == room
-        self.troubled = False
+        self.trouble = ""
         if taken:
             self.pace = SOON
         return taken
 
     def say(self, trouble: Unavailable) -> None:
         """Once, until it is over."""
-        if not self.troubled:
+        if not self.trouble:
             log.warning("%s; waiting until it can be used again", trouble)
-            self.troubled = True
+        self.trouble = str(trouble)
 
     # -- settle --------------------------------------------------------------------------------
 
@@ -200,7 +211,9 @@ class SQLiteConsumer:
         known = all(delivery in self.out or delivery in self.lost for delivery in deliveries)
         if len(deliveries) < len(outcomes) or not known:
             raise ValueError("a delivery is settled once, by the consumer that received it")
-        self.owed += [outcome for outcome in outcomes if outcome.delivery in self.out]
+        settled = [outcome for outcome in outcomes if outcome.delivery in self.out]
+        self.owed += settled
+        self.lent -= len(settled)
         self.out -= deliveries
         try:
             self.settle_owed()
@@ -238,7 +251,7 @@ class SQLiteConsumer:
                 case Retry(delivery, _, delay, failed):
                     gone.append(delivery.receipt)
                     copy = retry_copy(delivery, delay, failed=failed)
-                    again.append(pack(copy, store.largest_row(connection)))
+                    again.append(pack_copy(copy, store.largest_row(connection)))
                 case Reject(delivery, reason, error):
                     gone.append(delivery.receipt)
                     store.bury(connection, delivery, reason, error, now, this_worker())
@@ -270,11 +283,18 @@ class SQLiteConsumer:
         if os.getpid() == self.database.pid:
             with suppress(WorkqueueError):
                 self.settle_owed()
+            if self.owed:
+                log.warning(
+                    "%d tasks of %s run again as the same attempt: what became of them could not "
+                    "be written down",
+                    len(self.owed),
+                    self.queue,
+                )
             # If giving back fails, the lock is let go of all the same, and others give it back.
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
         self.database.close()
-        self.out.clear()
+        self.forget_out()
         self.owed.clear()
         self.ended = CLOSED
 
@@ -286,10 +306,14 @@ class SQLiteConsumer:
 
     def end(self, reason: str | StorageError) -> NoReturn:
         self.ended = str(reason)
-        self.out.clear()
+        self.forget_out()
         self.owed.clear()
         self.lost.clear()
         raise ConsumerLost(self.ended) from (reason if isinstance(reason, StorageError) else None)
+
+    def forget_out(self) -> None:
+        self.out.clear()
+        self.lent = 0
 
     def is_known(self) -> bool:
         """Whether the database still lists us. If not, somebody took us for dead, for instance
@@ -301,8 +325,8 @@ class SQLiteConsumer:
         if not found:
             self.end(f"queue {self.queue} was deleted")
         if found[0][0] is None:
-            self.lost |= self.out | {outcome.delivery for outcome in self.owed}
-            self.out.clear()
+            self.lost.update(self.out, (outcome.delivery for outcome in self.owed))
+            self.forget_out()
             self.life.release()
         return found[0][0] is not None
 
@@ -319,7 +343,8 @@ class SQLiteConsumer:
 def lend(row: Row, queue: str) -> Delivery:
     """A row as `store.claim` and the peeks give it."""
     place, redelivered, deaths, *columns = row
-    message, unreadable = unpack(tuple(columns))
+    stored, unreadable = unpack(tuple(columns))
+    message = as_lent(stored, queue)
     return Delivery(
         message=message,
         queue=queue,

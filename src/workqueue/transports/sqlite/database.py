@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from workqueue.deadline import left
 from workqueue.errors import ConnectionLost, StorageDamaged, StorageError
 from workqueue.transports.sqlite import ownership, schema
 from workqueue.transports.sqlite.address import Address
@@ -172,7 +173,7 @@ class Database:
             if primary(error) != sqlite3.SQLITE_BUSY:
                 raise
         began = time.monotonic()
-        patience = self.timeout if patience is None else min(patience, self.timeout)
+        patience = left(self.timeout if patience is None else min(patience, self.timeout))
         while True:
             waited = time.monotonic() - began
             time.sleep(random.uniform(0, SHORT_NAP if waited < LONG_LOCK else LONG_NAP))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import threading
 from pathlib import Path
 
 from workqueue.errors import StorageError
+from workqueue.forks import Lock
 from workqueue.transports.sqlite.ownership import check_files
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs"})
 """File systems on which machines cannot share SQLite's memory, and would damage the file."""
 
-making = threading.Lock()
+making = Lock()
 """Held while a file is made, by the one thread of this process that makes it."""
 
 

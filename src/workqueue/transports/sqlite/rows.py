@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
 from workqueue.errors import NotSent, Refused, TooLarge
 from workqueue.message import Message
+from workqueue.transports.forms import Form, in_form
 
 Row = tuple[Any, ...]
 """What `unpack` takes: priority, id, content_type, content_encoding, type, correlation_id,
@@ -56,6 +58,18 @@ def pack(message: Message, largest: int) -> Parcel:
         raise TooLarge(f"message {message.id!a} has {length} bytes: SQLite takes up to {largest}")
     row = (message.priority, *texts, message.sent_at, headers, message.body)
     return Parcel(row, length, message.delay, message.ttl)
+
+
+def pack_copy(copy: Message, largest: int) -> Parcel:
+    """The copy that a retry or a dead letter makes, in the largest form that SQLite can keep.
+
+    Raises TooLarge or Refused for one that it can keep in none: the message itself fills a row.
+    """
+    for form in Form:
+        copy = in_form(copy, form)
+        with suppress(NotSent):
+            return pack(copy, largest)
+    return pack(copy, largest)
 
 
 def pack_all(

@@ -12,7 +12,7 @@ import msgspec
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, QueueSpec, QueueType
 from workqueue.transports.copies import dead_copy
-from workqueue.transports.sqlite.rows import Parcel, Row, pack, unpack
+from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 
 DEFAULT_TYPE: QueueType = "quorum"
 """By name only: a program gets the same QueueMismatch here as on RabbitMQ."""
@@ -274,7 +274,7 @@ def bury(
     """A dead copy of `delivery` lies in the dead-letter queue; the original is the caller's."""
     copy = dead_copy(delivery, storable(reason), storable(error), now, worker)
     dead = dead_letters_of(connection, delivery.queue)
-    put(connection, dead, [pack(copy, largest_row(connection))], now)
+    put(connection, dead, [pack_copy(copy, largest_row(connection))], now)
 
 
 def storable(text: str) -> str:
