@@ -36,6 +36,7 @@ from workqueue.codec import (
     weight,
 )
 from workqueue.errors import BadPayload
+from workqueue.masking import mask_all
 from workqueue.message import Delivery, Lost, Message
 from workqueue.runners.handler import handle
 from workqueue.task import handle_by_type, in_words
@@ -379,6 +380,12 @@ def test_what_base64_holds() -> None:
         decode(body, JSON, "base64")
     with pytest.raises(BadPayload, match="too many values"):
         decode(("[" + "[]," * (1 << 20) + "0]").encode("utf-16"), JSON, "utf-16")
+
+
+def test_urls_in_texts() -> None:
+    """The search for them begins nowhere twice."""
+    for text in ("a" * (1 << 20) + " x://y", "a:" * (1 << 19) + "://", "x://?a=" * (1 << 17)):
+        check(lambda text=text: mask_all(text))  # type: ignore[misc]
 
 
 def test_a_content_type_without_end() -> None:
