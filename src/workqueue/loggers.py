@@ -27,11 +27,14 @@ def logger(name: str) -> logging.Logger:
 
 
 def plain(record: logging.LogRecord) -> bool:
-    """Escape all values of a record but numbers, and its traceback, line by line."""
+    """Escape all values of a record but numbers, and its traceback, line by line. Never raises."""
     if isinstance(record.args, tuple):
         record.args = tuple(map(shown, record.args))
     if record.exc_info and record.exc_info[0] is not None:
-        text = brief(formatter.formatException(record.exc_info), LONGEST_TRACEBACK)
+        try:
+            text = brief(formatter.formatException(record.exc_info), LONGEST_TRACEBACK)
+        except BaseException as error:  # noqa: BLE001 - its notes and causes may be anything
+            text = f"{record.exc_info[0].__name__} (its traceback raised {type(error).__name__})"
         # Formatters take it from here; the exception stays there for those who report it whole.
         # Indented, as a line of an exception's own text would else pass for a line of the log.
         record.exc_text = "\n".join(f"  {visible(line)}" for line in text.split("\n"))
@@ -39,7 +42,12 @@ def plain(record: logging.LogRecord) -> bool:
 
 
 def shown(value: object) -> object:
-    return value if isinstance(value, int | float) else visible(brief(str(value), LONGEST))
+    if isinstance(value, int | float):
+        return value
+    try:
+        return visible(brief(str(value), LONGEST))
+    except BaseException as error:  # noqa: BLE001 - errors of others cannot always be shown
+        return f"{type(value).__name__} (its __str__ raised {type(error).__name__})"
 
 
 def brief(text: str, longest: int) -> str:

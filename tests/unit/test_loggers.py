@@ -125,6 +125,28 @@ def test_values_of_any_kind(name: str, lines: io.StringIO) -> None:
     assert len(told) < 10_000
 
 
+def test_what_cannot_be_shown(lines: io.StringIO) -> None:
+    """Is named, and neither the line nor the thread that logs is lost."""
+
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise KeyboardInterrupt
+
+    class WithoutNotes(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise KeyboardInterrupt
+
+    log = logger("rabbitmq")
+    log.warning("first: %s", Broken())
+    log.warning("second", exc_info=Broken())
+    log.warning("third", exc_info=WithoutNotes())
+    told = lines.getvalue()
+    assert "first: Broken (its __str__ raised KeyboardInterrupt)" in told
+    assert "second" in told
+    assert "WithoutNotes (its traceback raised KeyboardInterrupt)" in told.partition("third")[2]
+
+
 def test_what_is_reported_is_the_exception_itself(lines: io.StringIO) -> None:
     """Handlers that send it elsewhere get all of it."""
     seen: list[logging.LogRecord] = []
