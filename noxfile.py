@@ -83,9 +83,10 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Damaged bytes for the frame reader, for ten minutes; `-- --minutes 1` for less."""
+    """Damaged frames and damaged openings, ten minutes each; `-- --minutes 1` for less."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "tests.fuzz.frames", *session.posargs)
+    session.run("python", "-m", "tests.fuzz.openings", *session.posargs)
 
 
 @nox.session

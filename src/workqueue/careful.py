@@ -29,8 +29,8 @@ class Undeliverable(ConsumerLost):
         self.before = before
         self.command = f"workqueue purge {shlex.quote(queue)}"
         if before:
-            name = shlex.quote(queue.removesuffix(DEAD_SUFFIX))
-            self.command = f"workqueue dead requeue {name} --all --limit {before}"
+            work = queue.removesuffix(DEAD_SUFFIX)
+            self.command = f"workqueue dead requeue {shlex.quote(work)} --all --limit {before}"
 
 
 class CarefulConsumer:

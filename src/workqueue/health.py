@@ -10,15 +10,17 @@ The body is JSON with all three, and with how many tasks run.
 
 from __future__ import annotations
 
-import threading
+import os
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from workqueue.errors import ConfigError
+from workqueue.loggers import logger
 from workqueue.middleware import Middleware
+from workqueue.serving import BoundedHandler, BoundedServer
 from workqueue.transport import Hindered
 
 if TYPE_CHECKING:
@@ -28,12 +30,23 @@ STUCK = 30.0
 """Seconds without a turn of the loop, which takes one at most, until it counts as stuck."""
 
 
-class Health(Middleware):
-    """Answers on `port` of all addresses, for as long as the worker runs."""
+LOCAL = "127.0.0.1"
 
-    def __init__(self, port: int) -> None:
+log = logger("health")
+
+
+class Health(Middleware):
+    """Answers on `port` of `address` for as long as the worker runs; port 0 is any free one.
+
+    The address is this machine's own unless it is named: "0.0.0.0" is all of them, and what a
+    probe needs that comes from outside of a container. Who may connect may ask, but not keep the
+    worker from its work, nor others from an answer (see `serving`).
+    """
+
+    def __init__(self, port: int, address: str = LOCAL) -> None:
         self.port = port
-        self.server: ThreadingHTTPServer | None = None
+        self.address = address
+        self.server: BoundedServer | None = None
 
     def started(self, worker: Worker) -> None:
         def report() -> dict[str, bool | int]:
@@ -43,21 +56,38 @@ class Health(Middleware):
             state = staticmethod(report)
 
         try:
-            self.server = ThreadingHTTPServer(("", self.port), Handler)
-        except (OSError, OverflowError) as error:
+            self.server = BoundedServer(self.address, self.port, Handler)
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"health port {self.port}: {reason}") from error
-        self.server.daemon_threads = True
-        self.port = self.server.server_port
-        threading.Thread(
-            target=self.server.serve_forever, name="workqueue-health", daemon=True
-        ).start()
+            raise ConfigError(f"health port {self.port} of {self.address}: {reason}") from error
+        self.port = self.server.port
+        self.server.serve("workqueue-health")
+        log.info("answering /alive, /ready and /drained at %s", self.url)
+        if is_loopback(self.address) and "KUBERNETES_SERVICE_HOST" in os.environ:
+            log.warning(
+                "the health port %d listens on %s alone, where no kubelet asks: "
+                "for its probes, --health-address 0.0.0.0",
+                self.port,
+                self.address,
+            )
+
+    @property
+    def url(self) -> str:
+        """Where it answers, once it was started."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.port}"
 
     def stopped(self) -> None:
         server, self.server = self.server, None
         if server is not None:
-            server.shutdown()
-            server.server_close()
+            server.stop()
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def state_of(worker: Worker) -> dict[str, bool | int]:
@@ -82,10 +112,10 @@ def takes_tasks(consumer: object) -> bool:
     return consumer is not None
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(BoundedHandler):
     """One request."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
         state = self.state()
         question = self.path.partition("?")[0].strip("/")
         if question not in ("alive", "ready", "drained"):
@@ -101,6 +131,3 @@ class Answer(BaseHTTPRequestHandler):
     @staticmethod
     def state() -> dict[str, bool | int]:
         raise NotImplementedError
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """A probe every second is no news."""

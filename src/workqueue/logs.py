@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from workqueue.loggers import logger
+
 
 class CarefulLog(logging.LoggerAdapter[logging.Logger]):
     """Passes lines on to a logger, and drops one at which a handler or a filter raises.
@@ -22,5 +24,5 @@ class CarefulLog(logging.LoggerAdapter[logging.Logger]):
             pass
 
 
-log = CarefulLog(logging.getLogger("workqueue.worker"))
+log = CarefulLog(logger("worker"))
 """Of the worker, its runners and their children."""

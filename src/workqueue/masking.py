@@ -19,7 +19,8 @@ HOST = r"(?:\[[0-9a-f:.]*\]|[^:,\[\]@]*)(?::\d*)?"
 HOSTS = re.compile(rf"(?i){HOST}(?:,{HOST})*")
 """What may come after the // if there is no login."""
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://\S*")
+"""Schemes have a bound, as else the search in a long word would begin again at each letter."""
 
 
 def mask(url: str) -> str:

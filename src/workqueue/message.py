@@ -159,6 +159,22 @@ def first_of_series() -> tuple[str, int]:
     return head, chance & 0x7FFF_FFFF_FFFF  # room to count on
 
 
+EARLIEST = 946_684_800.0
+"""Seconds since 1970: the year 2000. A time of sending before that is none; many clients send 0."""
+
+SKEW = 60.0
+"""Seconds that a sender's clock may be ahead of ours."""
+
+
+def seconds_since(sent_at: float | None, now: float) -> float | None:
+    """How long ago a message was sent, in seconds; None if its sender does not say, or says what
+    cannot be: a time to come, by more than SKEW, or one before EARLIEST. The time is the word of
+    its sender, who may be anybody. Both times are in seconds since 1970."""
+    if sent_at is None or not EARLIEST <= sent_at <= now + SKEW:
+        return None
+    return max(0.0, now - sent_at)
+
+
 TROUBLESOME = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that a terminal may act on, or not show: controls, formats, surrogates."""
 
@@ -173,9 +189,10 @@ def visible(text: str) -> str:
         return text
     import unicodedata  # rarely needed, and large
 
-    return "".join(
-        char
-        if unicodedata.category(char) not in TROUBLESOME
-        else char.encode("unicode_escape").decode()
-        for char in text
+    return text.translate(
+        {
+            ord(char): char.encode("unicode_escape").decode()
+            for char in set(text)
+            if unicodedata.category(char) in TROUBLESOME
+        }
     )

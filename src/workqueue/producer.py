@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -31,6 +30,7 @@ from workqueue.errors import (
     common_reason,
 )
 from workqueue.forks import renew_after_fork
+from workqueue.loggers import logger
 from workqueue.message import (
     DEFAULT_PRIORITY,
     EXPIRES_AT,
@@ -44,7 +44,7 @@ from workqueue.middleware import Middleware, around_sending, load_middleware
 from workqueue.queue import Queue
 from workqueue.transport import Publisher
 
-log = logging.getLogger("workqueue.producer")
+log = logger("producer")
 
 CHUNK_MESSAGES = 1_000
 MOST_MESSAGES = 8_000

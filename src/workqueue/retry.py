@@ -19,6 +19,10 @@ JITTER = 0.1
 together do not all come back together."""
 
 
+MOST_PAUSES = 200
+"""Pauses that are added up one by one; later ones count as the last one of all."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Five attempts, the second after about a second, each later one after twice as long.
@@ -65,6 +69,17 @@ class RetryPolicy:
         state = state_of(min(attempt, 64), age)
         wait = wait_exponential(multiplier=self.first, max=self.longest)(state)
         return min(wait * random.uniform(1 - JITTER, 1 + JITTER), self.longest)
+
+    def least_age(self, attempt: int) -> float:
+        """Seconds ago that a task was sent at least, of which this attempt has failed: the pauses
+        between its attempts. So a `stop` that goes by time holds whatever a sender says about his.
+        """
+        if self.stop is None:
+            return 0.0  # nobody asks
+        age = 0.0
+        for failed in range(1, min(attempt, MOST_PAUSES)):
+            age += self.pause(failed, age)
+        return age + max(0, attempt - MOST_PAUSES) * self.pause(attempt, age)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ message's `type` is the task's name. So any language can send or handle one.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hints
 
 import msgspec
 
-from workqueue.codec import JSON
+from workqueue.codec import JSON, check_weight
+from workqueue.collisions import SHORT, check_collisions, hashes_numbers
 from workqueue.errors import BadPayload, ConfigError, Reject
 from workqueue.message import DEFAULT_PRIORITY, Job
 from workqueue.retry import TaskOptions
@@ -62,6 +62,7 @@ class Task(Generic[Params, Result]):
         self.asks = asks
         self.signature = inspect.signature(function)
         self.shape: type[msgspec.Struct] | None = None
+        self.exposed = False
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
@@ -115,18 +116,28 @@ class Task(Generic[Params, Result]):
 
     def decode(self, body: bytes) -> dict[str, Any]:
         """The arguments in `body`, of the annotated types. Raises BadPayload."""
+        check_weight(body)
+        return self.decode_weighed(body)
+
+    def decode_weighed(self, body: bytes) -> dict[str, Any]:
+        """The same of a body that was found to have not too many values."""
+        shape = self.arguments()
+        if self.exposed and len(body) > SHORT:
+            check_collisions(body)
         try:
-            found = msgspec.json.decode(body, type=self.arguments())
+            found = msgspec.json.decode(body, type=shape)
         except (msgspec.ValidationError, RecursionError) as error:
             raise BadPayload(f"task {self.name}: {in_words(str(error))}") from error
         except ValueError as error:
-            raise BadPayload(f"task {self.name}: the body is not JSON: {error}") from error
+            told = without_middle(str(error))
+            raise BadPayload(f"task {self.name}: the body is not JSON: {told}") from error
         return {name: getattr(found, name) for name in self.signature.parameters}
 
     def arguments(self) -> type[msgspec.Struct]:
         """What a body must be. Made late: annotations may name what is defined after the task."""
         if self.shape is None:
             self.shape = shape_of(self.name, self.function, self.signature)
+            self.exposed = hashes_numbers(self.shape)
         return self.shape
 
     def handle(self, job: Job[Any]) -> object:
@@ -134,7 +145,8 @@ class Task(Generic[Params, Result]):
         if job.type not in (self.name, None):
             raise Reject(f"this is no call of task {self.name}, but of {job.type}")
         try:
-            arguments = self.decode(job.body)
+            weighed = not isinstance(job.payload, bytes | str)  # it was decoded as JSON already
+            arguments = (self.decode_weighed if weighed else self.decode)(job.body)
         except BadPayload as error:
             raise Reject(str(error)) from error
         return self.function(**arguments)  # type: ignore[call-arg]  # they are its own
@@ -205,17 +217,39 @@ def returning(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+LONGEST_PROBLEM = 500
+"""Characters of msgspec's text about a body that are looked at: it quotes the body."""
+
+MISSING = "Object missing required field `"
+UNKNOWN = "Object contains unknown field `"
+PLACE = " - at `$."
+
+
 def in_words(text: str) -> str:
-    """msgspec's word about a body, for people who know arguments and not JSON paths."""
-    missing = re.fullmatch(r"Object missing required field `([^`]+)`", text)
-    if missing:
-        return f"argument {missing[1]} is missing"
-    unknown = re.fullmatch(r"Object contains unknown field `([^`]+)`", text)
-    if unknown:
-        return f"there is no argument {unknown[1]}"
-    placed = re.fullmatch(r"(.+) - at `\$\.([^`.\[]+)([^`]*)`", text, re.DOTALL)
-    if placed:
-        return f"argument {placed[2]}{placed[3]}: {placed[1][:1].lower()}{placed[1][1:]}"
+    """msgspec's text about a body, in terms of arguments instead of JSON paths.
+
+    The text holds what the sender wrote: it is cut first, and no regular expression is used.
+    """
+    text = without_middle(text)
+    problem, placed, place = text.rpartition(PLACE)
+    if placed and place.find("`") == len(place) - 1:
+        return f"argument {place[:-1]}: {lowered(problem)}"
+    if text.startswith(MISSING):
+        return f"argument {text.removeprefix(MISSING).removesuffix('`')} is missing"
+    if text.startswith(UNKNOWN):
+        return f"there is no argument {text.removeprefix(UNKNOWN).removesuffix('`')}"
     if text.startswith("Expected `object`"):
-        return f"the body must be an object of arguments by name: {text[:1].lower()}{text[1:]}"
+        return f"the body must be an object of arguments by name: {lowered(text)}"
     return text
+
+
+def lowered(text: str) -> str:
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def without_middle(text: str) -> str:
+    """As much of `text` as is looked at: where it begins, and how it ends."""
+    if len(text) <= LONGEST_PROBLEM:
+        return text
+    half = LONGEST_PROBLEM // 2
+    return f"{text[:half]}…{text[-half:]}"

@@ -41,7 +41,7 @@ from workqueue.errors import (
 )
 from workqueue.forks import Condition, RLock
 from workqueue.logs import log
-from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, visible
+from workqueue.message import EXPIRES_AT, LONGEST_DELAY, Delivery, seconds_since, visible
 from workqueue.middleware import Middleware, check_none_wraps, load_middleware
 from workqueue.prefetch import LONGEST_WAIT, Pace
 from workqueue.progress import Progress
@@ -1078,8 +1078,8 @@ def worth_waiting(until: float, progressed_at: float) -> bool:
 def judge(ending: Ending, policy: RetryPolicy) -> Outcome:
     """Every way in which a run can end becomes one of four outcomes, here."""
     delivery, reason = ending.delivery, ending.reason
-    sent_at = delivery.message.sent_at
-    age = 0.0 if sent_at is None else max(0.0, time.time() - sent_at)
+    claimed = seconds_since(delivery.message.sent_at, time.time()) or 0.0
+    age = max(claimed, policy.least_age(delivery.attempt))
     match ending.verdict:
         case Verdict.DONE:
             return Ack(delivery)

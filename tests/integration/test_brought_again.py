@@ -122,9 +122,8 @@ def test_a_migration_moves_to_one_place(ours: OurBroker, client: ForeignClient) 
     client.declare("audit")
     client.send("q", "x", application_headers={"n": -7, "CC": ["audit"], "t": {"CC": 1}})
     client.channel.queue_purge("audit")
-    assert (
-        ours.transport.migrate(QueueSpec(name="q", type="quorum"), lambda _: None, force=True) == 1
-    )
+    spec = QueueSpec(name="q", type="quorum")
+    assert ours.transport.migrate(spec, lambda _: None, force=True) == 1
     [moved] = ours.transport.peek("q", 10)
     assert moved.message.headers == {"n": -7, "CC": ["audit"], "t": {"CC": 1}}
     assert client.get("audit") is None

@@ -28,6 +28,7 @@ KEPT_BY_THE_PARENT = {
     "runners/guard.py": "of the worker's process",
     "runners/command.py": "of the worker's process",
     "runners/thread.py": "of the worker's process",
+    "serving.py": "of the worker's process",
     "transports/rabbitmq/copier.py": "of a consumer, which a child cannot use",
     "transports/rabbitmq/dial.py": "of one look-up",
     "cli/bench.py": "of a command",

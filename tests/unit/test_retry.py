@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from tenacity import stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_chain, wait_fixed
 
 from workqueue.errors import ConfigError
-from workqueue.message import LONGEST_DELAY
-from workqueue.retry import JITTER, RetryPolicy, TaskOptions
+from workqueue.message import EARLIEST, LONGEST_DELAY, SKEW, Delivery, Message, seconds_since
+from workqueue.retry import JITTER, MOST_PAUSES, RetryPolicy, TaskOptions
+from workqueue.runners.runner import Ending, Verdict
+from workqueue.transport import Reject, Retry
+from workqueue.worker import judge
 
 
 def test_five_attempts_by_default() -> None:
@@ -95,3 +99,55 @@ def test_a_task_changes_what_it_names() -> None:
 def test_a_task_cannot_ask_for_nonsense(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         TaskOptions(**options)
+
+
+# -- the time of sending is the sender's word --------------------------------------------------
+
+FORGED = [None, 0.0, -1e300, 1.0, 1e11, 1.8e12, 2.0**64, math.inf, -math.inf, math.nan]
+"""None, the usual 0, times to come, milliseconds, and what is none."""
+
+
+@pytest.mark.parametrize("sent_at", FORGED)
+def test_a_forged_time_of_sending(sent_at: float | None) -> None:
+    """Makes a task neither run for ever nor end at once, where the policy goes by time alone."""
+    policy = RetryPolicy(wait=wait_fixed(60), stop=stop_after_delay(600))
+    message = Message(body=b"", sent_at=sent_at)
+    attempt = 1
+    while attempt < 100:
+        delivery = Delivery(message=message, queue="q", attempt=attempt)
+        match judge(Ending(delivery, Verdict.FAILED, "no"), policy):
+            case Reject():
+                break
+            case Retry(_, _, delay, _):
+                assert delay == 60
+        attempt += 1
+    assert attempt == 11
+
+
+def test_a_true_time_of_sending_counts() -> None:
+    """Waiting for a worker is part of it."""
+    policy = RetryPolicy(wait=wait_fixed(60), stop=stop_after_delay(600))
+    for age, outcome in ((590, Retry), (610, Reject)):
+        message = Message(body=b"", sent_at=time.time() - age)
+        ending = Ending(Delivery(message=message, queue="q"), Verdict.FAILED, "no")
+        assert isinstance(judge(ending, policy), outcome)
+
+
+def test_many_attempts_are_added_up_quickly() -> None:
+    """And as many as anybody may claim."""
+    policy = RetryPolicy(wait=wait_fixed(10), stop=stop_after_delay(3600))
+    assert policy.least_age(MOST_PAUSES) == 10 * (MOST_PAUSES - 1)
+    assert policy.least_age(999_999) == 10 * 999_998
+    assert RetryPolicy().least_age(999_999) == 0.0  # which stops by their number
+
+
+@pytest.mark.parametrize("sent_at", FORGED)
+def test_how_long_ago_cannot_be(sent_at: float | None) -> None:
+    assert seconds_since(sent_at, time.time()) is None
+
+
+def test_how_long_ago() -> None:
+    assert seconds_since(EARLIEST, EARLIEST + 5) == 5
+    assert seconds_since(100 + EARLIEST, 100 + EARLIEST) == 0
+    assert seconds_since(EARLIEST + SKEW, EARLIEST) == 0  # a clock that is ahead
+    assert seconds_since(EARLIEST + SKEW + 1, EARLIEST) is None

@@ -204,21 +204,29 @@ def test_the_embedded_file_is_for_its_user_alone(shell: Shell) -> None:
 # -- code --------------------------------------------------------------------------------------
 
 
+def installed_command(
+    shell: Shell, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run as users do, and not with `python -m`, which looks in the current folder first."""
+    command = Path(sysconfig.get_path("scripts")) / "workqueue"
+    if not command.exists():
+        pytest.skip("the command is not installed beside this Python")
+    return subprocess.run(
+        [command, *arguments],
+        cwd=shell.folder,
+        env={**shell.environment, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=ENOUGH,
+    )
+
+
 def test_nothing_is_imported_from_the_current_folder(shell: Shell) -> None:
     """Not a plugin's namesake, not a library's; the handler that was named is."""
-    installed = Path(sysconfig.get_path("scripts")) / "workqueue"
-    if not installed.exists():
-        pytest.skip("the command is not installed beside this Python")
 
     def run(*arguments: str) -> int:
-        return subprocess.run(
-            [installed, *arguments],
-            cwd=shell.folder,
-            env=shell.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=ENOUGH,
-        ).returncode
+        return installed_command(shell, *arguments).returncode
 
     trap = f"open({str(shell.folder / 'trapped')!r}, 'a').write(__name__)\n"
     for name in ("workqueue_x", "kombu", "msgspec", "typer", "json", "sqlite3", "rich"):
@@ -231,11 +239,36 @@ def test_nothing_is_imported_from_the_current_folder(shell: Shell) -> None:
     assert run("send", "q", "x", "-u", NOBODY, "--timeout", "100ms") == 69
     assert run("send", "q", "x", "-u", "x://h") == 78
     assert not (shell.folder / "trapped").exists()
-    for name in ("msgspec", "json", "sqlite3"):  # a handler's folder is on the path: Python's way
-        (shell.folder / f"{name}.py").unlink()
-    (shell.folder / "tasks.py").write_text("def handle(job): open('handled', 'w')\n")
-    assert run("work", "q", "tasks:handle", "--until-empty", "--in", "thread") == 0
+    (shell.folder / "tasks.py").write_text("def handle(job): open('handled', 'a')\n")
+    for handler in ("tasks:handle", "tasks.py:handle", f"{shell.folder}/tasks.py:handle"):
+        for place in ("thread", "process"):
+            assert run("send", "q", "x") == 0
+            assert run("work", "q", handler, "-n", "1", "--in", place) == 0
+            assert (shell.folder / "handled").exists(), (handler, place)
+            (shell.folder / "handled").unlink()
+    assert not (shell.folder / "trapped").exists()
+
+
+@pytest.mark.parametrize("place", ["thread", "process"])
+def test_an_installed_module_needs_no_file_of_the_current_folder(shell: Shell, place: str) -> None:
+    """Not even one of the name of a module that it imports; and that is said."""
+    (shell.folder / "fractions.py").write_text("open('trapped', 'w')\n")
+    (shell.folder / "helper.py").write_text("def handle(job): open('handled', 'w')\n")
+    (shell.folder / "tasks.py").write_text("from helper import handle\nimport fractions\n")
+    options = ("--in", place, "-n", "1", "--max-attempts", "1")
+
+    def work(handler: str, **environment: str) -> str:
+        assert shell("send", "q", "x").code == 0
+        done = installed_command(shell, "work", "q", handler, *options, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert f"{shell.folder / 'fractions.py'} is not used" in work("statistics:mean")
+    work("tasks:handle")
     assert (shell.folder / "handled").exists()
+    assert not (shell.folder / "trapped").exists()
+    work("tasks:handle", PYTHONPATH=str(shell.folder))
+    assert (shell.folder / "trapped").exists()
 
 
 def test_no_shell_sees_a_message(shell: Shell) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from workqueue import (
 )
 from workqueue.errors import BrokerBlocked
 from workqueue.middleware import load_middleware
+from workqueue.serving import MOST_CONNECTIONS
 from workqueue.testing import FaultyTransport, eventually
 from workqueue.testing.faulty import Fault
 from workqueue.transports.memory import MemoryTransport
@@ -208,6 +209,23 @@ def test_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKQUEUE_PROMETHEUS_PORT", "http")
     with pytest.raises(ConfigError, match="a port is between 0 and 65535"):
         load_middleware(["prometheus"])
+
+
+def test_silent_clients(queue: Queue, port: int) -> None:
+    """However many: a scraper is answered."""
+    plugin = PrometheusMiddleware(port=port, registry=CollectorRegistry())
+    worker = Worker(queue, handle, middleware=[plugin])
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        eventually(lambda: plugin.server is not None)
+        with ExitStack() as clients:
+            for _ in range(5 * MOST_CONNECTIONS):
+                clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            assert Scrape(port)("worker_slots", state="free") == 1
+    finally:
+        worker.stop()
+        thread.join(20)
 
 
 def test_strangers_make_no_series(queue: Queue) -> None:

@@ -190,7 +190,7 @@ def check_chosen(
     """It is said which ones, and not in two ways that contradict each other."""
     if not ids and not all_ and error is None:
         raise typer.BadParameter(
-            f"say which: workqueue dead {verb} {queue} ID…, or --all, or --error TEXT"
+            f"say which: workqueue dead {verb} {shlex.quote(queue)} ID…, or --all, or --error TEXT"
         )
     if ids and all_:
         raise typer.BadParameter("--all and IDs contradict each other: give one of them")

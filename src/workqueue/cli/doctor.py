@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import stat
 import sys
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def installation() -> Iterator[Finding]:
                 state="warn",
                 check="plugins",
                 found=f"the {kind} {name} of {distribution} is {state}",
-                command=f"pip install --upgrade {distribution or 'workqueue'}",
+                command=f"pip install --upgrade {shlex.quote(distribution or 'workqueue')}",
             )
     yield Finding(state="ok", check="plugins", found=f"{loaded} can be loaded")
 
@@ -118,7 +119,7 @@ def environment(session: Session) -> Iterator[Finding]:
                 state="warn",
                 check="url",
                 found=f"others may read {session.url_file} (mode {mode:04o})",
-                command=f"chmod 600 {session.url_file}",
+                command=f"chmod 600 {shlex.quote(str(session.url_file))}",
             )
             return
     yield Finding(state="ok", check="url", found=told)

@@ -64,7 +64,7 @@ def to_json(record: Mapping[str, Any]) -> str:
         text = json.dumps(finite, ensure_ascii=False)
     if text.isprintable():
         return text
-    return "".join(char if visible(char) == char else json_escape(char) for char in text)
+    return text.translate({ord(c): json_escape(c) for c in set(text) if visible(c) != c})
 
 
 def json_escape(char: str) -> str:

@@ -208,6 +208,14 @@ def work(
             help="Answer /alive, /ready and /drained over HTTP.",
         ),
     ] = None,
+    health_address: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="WORKQUEUE_HEALTH_ADDRESS",
+            help="Where the health port listens. 0.0.0.0 for probes from outside, as Kubernetes'.",
+        ),
+    ] = "127.0.0.1",
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart the children when the handler's files change.")
     ] = False,
@@ -252,10 +260,12 @@ def work(
         plugins = load_middleware(names)
         if exec_:
             check_none_wraps(plugins, "commands")
+        health = None
         if health_port is not None:
             from workqueue.health import Health
 
-            plugins.append(Health(health_port))
+            health = Health(health_port, health_address)
+            plugins.append(health)
         worker = Worker(
             broker.queue(queue),
             words[0],
@@ -272,11 +282,13 @@ def work(
             f"working {queue} with {shlex.join(words)}, {concurrency} at once; "
             "Ctrl-C to finish what runs"
         )
-        tally = worker.run(
-            until_empty=until_empty,
-            max_messages=max_messages,
-            ready=lambda: session.say(introduction),
-        )
+
+        def introduce() -> None:
+            session.say(introduction)
+            if health is not None:
+                session.say(f"answering /alive, /ready and /drained at {health.url}")
+
+        tally = worker.run(until_empty=until_empty, max_messages=max_messages, ready=introduce)
     report(session, queue, tally)
     if tally.forced:
         sys.exit(128 + tally.forced)

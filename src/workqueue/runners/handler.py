@@ -322,8 +322,10 @@ def is_machinery(file: str) -> bool:
 def load_handler(name: str) -> Handler:
     """The function, task or queue that `module:function` or `path/file.py:function` names.
 
-    A module is looked for in the current folder first. Raises HandlerNotFound with the reason, in
-    one line.
+    A module is looked for where Python looks, and then in the current folder: so a file there is
+    imported only by its own name, and never in the place of an installed module of the same name,
+    which may be one that the installed ones need. Raises HandlerNotFound with the reason, in one
+    line.
     """
     source, colon, attribute = name.rpartition(":")
     if not colon or not source or not attribute:
@@ -331,8 +333,10 @@ def load_handler(name: str) -> Handler:
             f"{name}: name the handler as module:function or file.py:function",
             hint="For example tasks:handle, for the function handle in tasks.py",
         )
+    before = set(sys.modules)
     is_file = source.endswith(".py")
     module = load_file(Path(source), attribute) if is_file else load_module(source)
+    warn_of_namesakes(folder_of(Path(source)) if is_file else current_folder(), before)
     found = find_attribute(module, source, attribute)
     function_of(found, name)
     return found  # type: ignore[return-value]  # or function_of would have refused it
@@ -348,8 +352,7 @@ def current_folder() -> str:
 
 def load_module(name: str) -> ModuleType:
     here = current_folder()
-    if here and here not in sys.path:
-        sys.path.insert(0, here)
+    make_importable(here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -362,18 +365,16 @@ def load_module(name: str) -> ModuleType:
 
 
 def load_file(path: Path, attribute: str) -> ModuleType:
-    """The file as a module of its own name, with its folder on the path, as if run there.
+    """The file as a module of its own name, which may import others from its folder.
 
-    One that has the name of a module of the standard library gets another name, and its folder
-    comes last: whatever else imports that module must get Python's.
+    One that has the name of a module of the standard library gets another name: whatever else
+    imports that module must get Python's.
     """
     if not path.is_file():
         raise HandlerNotFound(f"there is no file {path}")
-    name, folder = path.stem, str(path.resolve().parent)
-    shadows = name in sys.stdlib_module_names
-    if folder not in sys.path:
-        sys.path.insert(len(sys.path) if shadows else 0, folder)
-    if shadows:
+    make_importable(folder_of(path))
+    name = path.stem
+    if name in sys.stdlib_module_names:
         name = f"{name}_handlers"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -389,6 +390,43 @@ def load_file(path: Path, attribute: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise failed_import(str(path), error) from error
     return module
+
+
+def folder_of(file: Path) -> str:
+    return str(file.resolve().parent)
+
+
+def make_importable(folder: str) -> None:
+    """Modules in `folder`, if there is one, can be imported, after all that can be already."""
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+
+
+def warn_of_namesakes(folder: str, before: set[str]) -> None:
+    """Say which modules, imported since `before`, are not the ones that `folder` has, if there is
+    one. If they are meant, PYTHONPATH puts the folder first, as it does for Python itself."""
+    if not folder:
+        return
+    imported = {name: file_of(sys.modules[name]) for name in set(sys.modules) - before}
+    for name, origin in sorted(imported.items()):
+        if "." in name or not origin or Path(origin).is_relative_to(folder):
+            continue
+        for namesake in (Path(folder, f"{name}.py"), Path(folder, name, "__init__.py")):
+            # The file with the handler may have that name, and was loaded under another.
+            if namesake.is_file() and str(namesake) not in imported.values():
+                log.warning(
+                    "module %s is the installed one, and %s is not used; "
+                    "if it is meant, rename it, or set PYTHONPATH=%s",
+                    name,
+                    namesake,
+                    folder,
+                )
+
+
+def file_of(module: ModuleType) -> str:
+    """The file that it was loaded from, without symbolic links; nothing if from none."""
+    origin = getattr(module, "__file__", None)
+    return str(Path(origin).resolve()) if isinstance(origin, str) else ""
 
 
 def part_of_package(path: Path, attribute: str) -> HandlerNotFound:

@@ -158,7 +158,9 @@ def same(ours: Any, theirs: Any) -> bool:
     """Equal, and of the same type all the way down; times are naive in py-amqp."""
     match ours:
         case datetime():
-            return bool(ours.replace(tzinfo=None) == theirs)
+            return isinstance(theirs, datetime) and bool(
+                ours.replace(tzinfo=None) == theirs.replace(tzinfo=None)
+            )
         case float() if math.isnan(ours):
             return isinstance(theirs, float) and math.isnan(theirs)
         case dict():

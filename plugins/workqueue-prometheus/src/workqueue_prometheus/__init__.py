@@ -10,13 +10,13 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import start_http_server
+from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
 import workqueue
@@ -29,9 +29,10 @@ from workqueue.errors import (
     TooLarge,
     Unroutable,
 )
-from workqueue.message import Delivery
+from workqueue.message import Delivery, seconds_since
 from workqueue.middleware import Sending
 from workqueue.queue import Queue
+from workqueue.serving import BoundedHandler, BoundedServer
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
 
 PORT = 9464
@@ -44,10 +45,9 @@ OTHER = "other"
 """The label of a task that this worker does not know by name: its name came with the message, and
 each new one would be another time series."""
 
-OLDEST = 366 * 86_400.0
-SKEW = 60.0
-"""Seconds that a message may have been sent before it is begun, at most, and after: what is beyond
-them comes from a sender without a clock, or that counts in milliseconds."""
+LONGEST_WAIT = 366 * 86_400.0
+"""Seconds. What seems to have waited longer comes from a sender with a wrong clock, and would
+outweigh all others in the sum."""
 
 OUTCOMES: dict[type[Outcome], str] = {
     Ack: "done",
@@ -126,6 +126,10 @@ def metrics_in(registry: CollectorRegistry) -> Metrics:
         return shared[registry]
 
 
+class Scrape(BoundedHandler, MetricsHandler):
+    """One scrape: prometheus_client's answer, under the bounds of `workqueue.serving`."""
+
+
 class PrometheusMiddleware(Middleware):
     """Counts, and serves what it counted while a worker runs.
 
@@ -144,7 +148,7 @@ class PrometheusMiddleware(Middleware):
         self.address = address or os.environ.get("WORKQUEUE_PROMETHEUS_ADDRESS") or "127.0.0.1"
         self.registry = registry
         self.metrics = metrics_in(registry)
-        self.server: tuple[Any, Thread] | None = None
+        self.server: BoundedServer | None = None
         self.figures: QueueFigures | None = None
         self.watched: list[Gauge] = []
         self.worker: Worker | None = None
@@ -184,13 +188,15 @@ class PrometheusMiddleware(Middleware):
         self.figures = QueueFigures(worker.queue)
         self.registry.register(self.figures)
         if self.port:
+            handler = type("Scrape", (Scrape,), {"registry": self.registry})
             try:
-                self.server = start_http_server(self.port, self.address, self.registry)
-            except OSError as error:
+                self.server = BoundedServer(self.address, self.port, handler)
+            except (OSError, UnicodeError) as error:
                 raise ConfigError(
-                    f"metrics on {self.address}:{self.port}: {error.strerror}",
+                    f"metrics on {self.address}:{self.port}: {getattr(error, 'strerror', error)}",
                     hint="Choose another: WORKQUEUE_PROMETHEUS_PORT=9465, or 0 for none",
                 ) from error
+            self.server.serve("workqueue-prometheus")
 
     def watch(self, worker: Worker) -> None:
         """What is now is looked up when somebody scrapes: what a lost connection, or a lost task,
@@ -206,11 +212,10 @@ class PrometheusMiddleware(Middleware):
     def begun(self, delivery: Delivery) -> None:
         queue = delivery.queue
         self.metrics.received.labels(queue).inc()
-        sent_at = delivery.message.sent_at
-        if sent_at is not None and delivery.attempt == 1 and not delivery.redelivered:
-            waited = time.time() - sent_at
-            if -SKEW <= waited <= OLDEST:
-                self.metrics.wait.labels(queue).observe(max(0.0, waited))
+        waited = seconds_since(delivery.message.sent_at, time.time())
+        first = delivery.attempt == 1 and not delivery.redelivered
+        if first and waited is not None and waited <= LONGEST_WAIT:
+            self.metrics.wait.labels(queue).observe(waited)
 
     def settled(self, outcome: Outcome, seconds: float) -> None:
         delivery = outcome.delivery
@@ -233,12 +238,9 @@ class PrometheusMiddleware(Middleware):
         if self.figures is not None:
             self.registry.unregister(self.figures)
             self.figures = None
-        if self.server is not None:
-            server, thread = self.server
-            server.shutdown()
-            server.server_close()
-            thread.join()
-            self.server = None
+        server, self.server = self.server, None
+        if server is not None:
+            server.stop()
 
 
 def word_for(cause: NotSent) -> str:

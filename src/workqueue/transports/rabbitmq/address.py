@@ -9,7 +9,6 @@ URL is never repeated in an error: it may hold the password.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from workqueue.errors import ConfigError
+from workqueue.loggers import logger
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 DEFAULT_HEARTBEAT = 20.0

@@ -49,7 +49,8 @@ def bindings_of_others(
     found: list[Binding] = []
     for name in (queue, *stand_ins):
         if exists(link, name):
-            listed = management.get(f"queues/{management.vhost}/{quote(name, safe='')}/bindings")
+            path = f"queues/{management.vhost}/{quote(name, safe='')}/bindings"
+            listed = management.objects(path)
             found += [each for each in others(listed, queue) if each not in found]
     return found
 

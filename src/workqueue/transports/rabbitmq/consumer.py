@@ -16,7 +16,6 @@ is still its own.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import defaultdict, deque
@@ -30,6 +29,7 @@ import amqp
 from msgspec.structs import replace
 
 from workqueue.errors import ConnectionLost, ConsumerLost, DeliveriesLost, LookCutShort
+from workqueue.loggers import logger
 from workqueue.logs import CarefulLog
 from workqueue.message import Delivery, Message
 from workqueue.transport import DEAD_SUFFIX, Ack, Outcome, Reject, Requeue, Retry
@@ -52,7 +52,7 @@ from workqueue.transports.rabbitmq.owed import Owed, due_in
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 from workqueue.transports.rabbitmq.survey import Survey
 
-log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
+log = CarefulLog(logger("rabbitmq"))
 
 MOST_LANES = 64
 OTHER_CHANNELS = 1

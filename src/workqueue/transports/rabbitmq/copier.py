@@ -8,7 +8,6 @@ that cannot be placed stays here and is tried again (see `owed`).
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -16,13 +15,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 from workqueue.errors import ConnectionLost, NotSent, TooLarge, Unroutable, WorkqueueError
+from workqueue.loggers import logger
 from workqueue.logs import CarefulLog
 from workqueue.transports.forms import Form
 from workqueue.transports.rabbitmq.causes import CannotWait, Interrupted
 from workqueue.transports.rabbitmq.owed import LAST_PAUSES, LONGEST_PAUSE, Owed, pause, plan
 from workqueue.transports.rabbitmq.publisher import RabbitMQPublisher
 
-log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
+log = CarefulLog(logger("rabbitmq"))
 
 CONFIRM_TIMEOUT = 30.0
 """Seconds in which RabbitMQ confirms nothing, until a connection counts as dead and the copies on

@@ -6,7 +6,6 @@ a name look-up any time at all. Here all of it together takes what the deadline 
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import select
@@ -23,9 +22,10 @@ from amqp.transport import SSLTransport, TCPTransport
 
 from workqueue.deadline import left
 from workqueue.errors import AccessRefused, ConfigError
+from workqueue.loggers import logger
 from workqueue.transports.rabbitmq.address import Address
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 Found = list[tuple[Any, Any, int, str, Any]]
 """What `socket.getaddrinfo` gives."""

@@ -6,7 +6,6 @@ else spend most of its time on a worker's half of the driver.
 
 from __future__ import annotations
 
-import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from workqueue.errors import (
     WorkqueueError,
 )
 from workqueue.forks import Lock
+from workqueue.loggers import logger
 from workqueue.message import Delivery
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec, QueueStats, State
 from workqueue.transports.copies import HOLDING_SUFFIX
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from workqueue.transports.rabbitmq.management import Management
     from workqueue.transports.rabbitmq.migration import Migration
 
-log = logging.getLogger("workqueue.rabbitmq")
+log = logger("rabbitmq")
 
 SETTLING = 1.2
 """Seconds after a quorum queue was made until it can be trusted. RabbitMQ writes the name of a new

@@ -6,6 +6,7 @@ arguments; elsewhere they are told from refusals (see `survey`), of queues that 
 
 from __future__ import annotations
 
+import shlex
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -123,14 +124,15 @@ class Examination:
             return Finding(state="fail", check="tls", found=told, command=command), None
         except AccessRefused as error:
             if isinstance(error.__cause__, ssl.SSLError):
-                ca = f" -CAfile {self.address.cacertfile}" if self.address.cacertfile else ""
+                ca = ["-CAfile", str(self.address.cacertfile)] if self.address.cacertfile else []
                 name = self.address.certified_name(host)
-                command = f"openssl s_client -connect {where} -servername {name}{ca} </dev/null"
+                options = ["-connect", where, "-servername", name, *ca]
+                command = f"openssl s_client {shlex.join(options)} </dev/null"
                 return Finding(state="fail", check="tls", found=str(error), command=command), None
             command = "export WORKQUEUE_URL=amqp://user:password@host/vhost"
             return Finding(state="fail", check="login", found=str(error), command=command), None
         except ConnectionLost as error:
-            command = f"nc -vz {host} {port}"
+            command = f"nc -vz {shlex.quote(host)} {port}"
             return Finding(state="fail", check="reach", found=str(error), command=command), None
         took = (time.monotonic() - began) * 1000
         found = (
@@ -162,9 +164,9 @@ class Examination:
                 yield Finding(state="warn", check=check, found=UNKNOWN, command=ASK)
             return
         try:
-            _, date = self.management.ask("whoami")
+            date = self.management.date()
             now = time.time()
-            nodes, alarms = self.management.get("nodes"), self.management.alarms()
+            nodes, alarms = self.management.objects("nodes"), self.management.alarms()
             self.known = self.list_queues()
         except WorkqueueError as error:
             yield Finding(state="fail", check="management", found=str(error), command=ASK)
@@ -180,16 +182,16 @@ class Examination:
     def list_queues(self) -> dict[str, Known]:
         assert self.management is not None
         columns = "name,type,durable,auto_delete,exclusive,arguments,effective_policy_definition"
-        rows = self.management.get(f"queues/{self.management.vhost}?columns={columns}")
+        rows = self.management.objects(f"queues/{self.management.vhost}?columns={columns}")
         rules = self.list_policies()
         found = {}
         for row in rows:
-            type_ = row.get("type", "classic")
+            queue, type_ = row.get("name", ""), row.get("type", "classic")
             # Sampled, some seconds old; but all that those may know who may not see policies.
             policy, name = dict(row.get("effective_policy_definition") or {}), "that applies"
             if rules is not None:
-                policy, name = policy_of(row["name"], type_, *rules)
-            found[row["name"]] = Known(
+                policy, name = policy_of(queue, type_, *rules)
+            found[queue] = Known(
                 arguments={"x-queue-type": type_, **row.get("arguments", {})},
                 policy=policy,
                 policy_name=name,
@@ -204,8 +206,8 @@ class Examination:
         vhost = self.management.vhost
         try:
             return (
-                self.management.get(f"policies/{vhost}"),
-                self.management.get(f"operator-policies/{vhost}"),
+                self.management.objects(f"policies/{vhost}"),
+                self.management.objects(f"operator-policies/{vhost}"),
             )
         except AccessRefused:
             return None
@@ -232,9 +234,8 @@ class Examination:
     def alternates(self) -> Iterator[Finding]:
         assert self.management is not None
         rules = self.list_policies()
-        yield from judge_alternates(
-            self.management.get(f"exchanges/{self.management.vhost}"), rules[0] if rules else None
-        )
+        exchanges = self.management.objects(f"exchanges/{self.management.vhost}")
+        yield from judge_alternates(exchanges, rules[0] if rules else None)
 
     def delays(self, link: Link, names: list[str]) -> Iterator[Finding]:
         """Whether all parts of the ladder are there. Bindings only the management API tells."""
@@ -254,20 +255,20 @@ class Examination:
 
     def list_parts(self) -> list[Part]:
         assert self.management is not None
-        rows = self.management.get(f"exchanges/{self.management.vhost}?columns=name")
-        exchanges = [Part(row["name"], is_queue=False) for row in rows]
+        rows = self.management.objects(f"exchanges/{self.management.vhost}?columns=name")
+        exchanges = [Part(row.get("name", ""), is_queue=False) for row in rows]
         return exchanges + [Part(name, is_queue=True) for name in self.known or {}]
 
     def list_bindings(self) -> set[Binding]:
         assert self.management is not None
         return {
             Binding(
-                row["source"],
-                row["destination"],
-                row["routing_key"],
-                row["destination_type"] == "queue",
+                row.get("source", ""),
+                row.get("destination", ""),
+                row.get("routing_key", ""),
+                row.get("destination_type") == "queue",
             )
-            for row in self.management.get(f"bindings/{self.management.vhost}")
+            for row in self.management.objects(f"bindings/{self.management.vhost}")
         }
 
     def permissions(self, queues: list[str]) -> Iterator[Finding]:
@@ -276,13 +277,13 @@ class Examination:
             yield Finding(state="warn", check="permissions", found=UNKNOWN, command=ASK)
             return
         try:
-            rules = self.management.get(f"users/{quote(user, safe='')}/permissions")
+            rules = self.management.objects(f"users/{quote(user, safe='')}/permissions")
         except WorkqueueError:
             yield Finding(
                 state="warn",
                 check="permissions",
                 found="not known: only an administrator of the management API may ask",
-                command=f"rabbitmqctl list_user_permissions {user}",
+                command=f"rabbitmqctl list_user_permissions {shlex.quote(user)}",
             )
             return
         mine = [rule for rule in rules if rule.get("vhost") == self.address.vhost]
@@ -323,7 +324,7 @@ class Examination:
                 check="queue",
                 queue=name,
                 found="does not exist; the first send or worker makes it",
-                command=f"workqueue declare {name}",
+                command=f"workqueue declare {shlex.quote(name)}",
             )
             return
         if is_migrating(link, name):
@@ -332,7 +333,7 @@ class Examination:
                 check="queue",
                 queue=name,
                 found=f"is being migrated, or a migration was interrupted ({name}{MARKER_SUFFIX})",
-                command=f"workqueue migrate {name}",
+                command=f"workqueue migrate {shlex.quote(name)}",
             )
         known = (self.known or {}).get(name)
         policy = known.policy if known else {}
@@ -369,7 +370,7 @@ class Examination:
                 found="it does not outlive its clients"
                 if known.passing
                 else "it is not durable: a restart of the broker deletes it with all that waits",
-                command=f"workqueue migrate {name} --type quorum",
+                command=f"workqueue migrate {shlex.quote(name)} --type quorum",
             )
 
     def with_management(self, finding: Finding) -> Finding:
@@ -383,7 +384,7 @@ class Examination:
         if self.management is None or self.known is None:
             return
         path = f"queues/{self.management.vhost}/{quote(name, safe='')}/bindings"
-        listed = self.management.get(path)
+        listed = self.management.objects(path)
         if sources := sorted({binding.source for binding in others(listed, name)}):
             yield Finding(
                 state="ok",
@@ -398,7 +399,7 @@ class Examination:
                 check="queue",
                 queue=name,
                 found=f"not bound to the exchange {EXCHANGE}, through which workqueue sends",
-                command=f"workqueue declare {name}",
+                command=f"workqueue declare {shlex.quote(name)}",
             )
 
     def dead(self, link: Link, name: str, work: Survey) -> Iterator[Finding]:
@@ -415,7 +416,7 @@ class Examination:
                 queue=dead,
                 found="does not exist: what the broker sets aside is "
                 + ("held up" if safe else "lost"),
-                command=f"workqueue declare {name}",
+                command=f"workqueue declare {shlex.quote(name)}",
             )
             return
         known = (self.known or {}).get(dead)

@@ -41,6 +41,7 @@ from workqueue.errors import (
 from workqueue.transports.rabbitmq import wire
 from workqueue.transports.rabbitmq.address import Address
 from workqueue.transports.rabbitmq.dial import DialledTCP, DialledTLS, tls_context
+from workqueue.transports.rabbitmq.opening import Opening, frame_size
 from workqueue.transports.rabbitmq.topology import Abilities, parse_version
 
 CONNECT_TIMEOUT = 5.0
@@ -94,6 +95,7 @@ class Wire(pyamqp.Connection):
     def __init__(self, **options: Any) -> None:
         super().__init__(frame_writer=self.make_frame_writer, **options)
         self.reader = wire.FrameReader()
+        self.opening = Opening()
         self.taps: dict[int, Tap] = {}
         self.dispatching = False
         self.poller = select.poll()
@@ -167,6 +169,7 @@ class Wire(pyamqp.Connection):
             if not data:
                 self.dispatch()
                 raise ConnectionResetError("RabbitMQ closed the connection")
+            self.opening.received(len(data))
             before = self.reader.frames
             self.reader.feed(data, self.frame_max)
             self.bytes_recv += self.reader.frames - before
@@ -180,6 +183,8 @@ class Wire(pyamqp.Connection):
         while ready:
             inbound = ready.popleft()
             tap = taps.get(inbound.channel)
+            if tap is None:
+                self.opening.said(inbound.channel, inbound.method)
             self.dispatching = True
             try:
                 if tap and inbound.method in TAPPED:
@@ -187,9 +192,26 @@ class Wire(pyamqp.Connection):
                 elif inbound.method == wire.CHANNEL_CLOSE:
                     self.close_channel(inbound)
                 elif self.channels is not None and inbound.channel in self.channels:
-                    self.on_inbound_method(inbound.channel, inbound.method, inbound.arguments, None)
+                    self.hand_to_amqp(inbound)
             finally:
                 self.dispatching = False
+
+    def hand_to_amqp(self, inbound: wire.Inbound) -> None:
+        """py-amqp reads the arguments, and fails in many ways where they are none."""
+        try:
+            self.on_inbound_method(inbound.channel, inbound.method, inbound.arguments, None)
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise wire.WireError(f"method {inbound.method}: {error!r}") from error
+        except ValueError as error:
+            if isinstance(error, wire.WireError):
+                raise
+            raise wire.WireError(f"method {inbound.method}: {error!r}") from error
+
+    def _on_tune(
+        self, channel_max: int, frame_max: int, server_heartbeat: int, argsig: str = "BlB"
+    ) -> None:
+        """py-amqp would agree to whatever the server offers."""
+        super()._on_tune(channel_max, frame_size(frame_max), server_heartbeat, argsig)
 
     def close_channel(self, inbound: wire.Inbound) -> None:
         """Agree to the closing, forget the channel, and say why it was closed."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-
 from workqueue.errors import QueueNotFound
 from workqueue.forks import Lock
+from workqueue.loggers import logger
 from workqueue.logs import CarefulLog
 from workqueue.transports.rabbitmq.link import ChannelClosed, Link
 from workqueue.transports.rabbitmq.survey import Survey, survey
 from workqueue.transports.rabbitmq.topology import MAX_PRIORITY
 
-log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
+log = CarefulLog(logger("rabbitmq"))
 
 
 class Priorities:

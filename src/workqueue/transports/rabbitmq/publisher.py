@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from workqueue.errors import (
     Unroutable,
     common_reason,
 )
+from workqueue.loggers import logger
 from workqueue.logs import CarefulLog
 from workqueue.message import DEFAULT_PRIORITY, Message, visible
 from workqueue.transports.copies import DIRECT_REPLY_TO
@@ -43,7 +43,7 @@ from workqueue.transports.rabbitmq.survey import (
 )
 from workqueue.transports.rabbitmq.topology import EXCHANGE
 
-log = CarefulLog(logging.getLogger("workqueue.rabbitmq"))
+log = CarefulLog(logger("rabbitmq"))
 
 WINDOW = 2_000
 """Messages on their way without a confirm. Enough to keep a quorum queue busy; waiting for each

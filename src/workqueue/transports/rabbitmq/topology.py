@@ -38,7 +38,7 @@ Version = tuple[int, ...]
 
 def parse_version(text: object) -> Version:
     """(4, 3, 6) from "4.3.6" or "4.3.6-rc.1"; () if it says nothing, which is older than all."""
-    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(text))
+    match = re.match(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", str(text))
     return tuple(int(part or 0) for part in match.groups()) if match else ()
 
 

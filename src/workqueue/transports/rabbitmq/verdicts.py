@@ -7,10 +7,10 @@ What is right is what `topology` would declare. Sources: RabbitMQ documentation,
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from shlex import quote
 from typing import Any
 
 from workqueue.transport import DEAD_SUFFIX, Finding, QueueSpec
@@ -105,7 +105,7 @@ def judge_certificate(until: str, now: datetime, where: str) -> Finding:
         state="warn",
         check="tls",
         found=f"{found}: {days} more days",
-        command=f"openssl s_client -connect {where} </dev/null | openssl x509 -noout -dates",
+        command=f"openssl s_client -connect {quote(where)} </dev/null | openssl x509 -noout -dates",
     )
 
 
@@ -135,7 +135,7 @@ def judge_nodes(nodes: list[dict[str, Any]], alarms: list[tuple[str, str]]) -> I
             state="fail",
             check="alarms",
             found=f"node {where}: {resource} alarm: senders are blocked",
-            command=f"rabbitmq-diagnostics -n {where} status",
+            command=f"rabbitmq-diagnostics -n {quote(where)} status",
         )
     for node in nodes:
         name = node.get("name", "?")
@@ -145,15 +145,15 @@ def judge_nodes(nodes: list[dict[str, Any]], alarms: list[tuple[str, str]]) -> I
                 state="warn",
                 check="nodes",
                 found=f"node {name} of the cluster is down",
-                command=f"rabbitmq-diagnostics -n {name} ping",
+                command=f"rabbitmq-diagnostics -n {quote(name)} ping",
             )
         if node.get("partitions"):
             well = False
             yield Finding(
                 state="fail",
                 check="nodes",
-                found=f"node {name} is cut off from {', '.join(node['partitions'])}",
-                command=f"rabbitmq-diagnostics -n {name} cluster_status",
+                found=f"node {name} is cut off from {', '.join(map(str, node['partitions']))}",
+                command=f"rabbitmq-diagnostics -n {quote(name)} cluster_status",
             )
     if well:
         yield Finding(state="ok", check="alarms", found=f"none, on {len(nodes)} nodes")
@@ -179,7 +179,7 @@ def judge_permissions(rule: Mapping[str, str], queues: list[str], user: str) -> 
                 state="warn" if kind == "configure" else "fail",
                 check="permissions",
                 found=found,
-                command=f"rabbitmqctl set_permissions -p VHOST {user} '.*' '.*' '.*'",
+                command=f"rabbitmqctl set_permissions -p VHOST {quote(user)} '.*' '.*' '.*'",
             )
     if not refused:
         found = f"{user} may configure, write and read what is needed"
@@ -188,10 +188,21 @@ def judge_permissions(rule: Mapping[str, str], queues: list[str], user: str) -> 
 
 def allows(pattern: str, name: str) -> bool:
     """As RabbitMQ matches them: anywhere in the name, and an empty pattern matches nothing."""
+    if takes_long(pattern):
+        return True
     try:
         return re.search(pattern or "^$", name) is not None
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return True  # Erlang's patterns know more than ours
+
+
+def takes_long(pattern: str) -> bool:
+    """Whether a pattern might be tried in more ways than there is time for: with much that
+    repeats, or a group that does. It comes from the broker, and nothing interrupts a search."""
+    repeats, choices = (len(re.findall(signs, pattern)) for signs in ("[*+{]", "[?(]"))
+    if len(pattern) > 1_000 or repeats > 2 or choices > 5:
+        return True
+    return re.search(r"\)[*+{]", pattern) is not None
 
 
 def policy_of(
@@ -262,7 +273,7 @@ def delayed_message(top: Level | None, queue: str) -> str:
     assert top is not None
     priority = " --priority 9" if top.prefix == HIGH_PREFIX else ""
     delay = f"{TICK * 2**top.number:g}s"
-    return f"workqueue send {shlex.quote(queue)} BODY --delay {delay}{priority}"
+    return f"workqueue send {quote(queue)} BODY --delay {delay}{priority}"
 
 
 def judge_undeliverable(count: int) -> Iterator[Finding]:
@@ -307,7 +318,7 @@ def judge_queue(found: Survey, policy: Mapping[str, Any]) -> Iterator[Finding]:
     """A work queue's arguments and policy, against what we would declare."""
     queue = found.queue
     arguments = found.arguments or {}
-    migrate = f"workqueue migrate {queue} --type {found.type or 'quorum'}"
+    migrate = f"workqueue migrate {quote(queue)} --type {quote(found.type or 'quorum')}"
 
     def about(state: Any, what: str, command: str = migrate) -> Finding:
         return Finding(state=state, check="queue", queue=queue, found=what, command=command)
@@ -392,8 +403,9 @@ def judge_limit(limit: int | None, version: Version) -> str:
 def judge_dead(found: Survey, policy: Mapping[str, Any]) -> Iterator[Finding]:
     """A dead-letter queue: nothing may vanish from it."""
     queue, arguments = found.queue, found.arguments or {}
-    work = queue.removesuffix(DEAD_SUFFIX)
-    rebuild = f"workqueue dead requeue {work} --all, then workqueue delete {queue} --yes"
+    requeue = f"workqueue dead requeue {quote(queue.removesuffix(DEAD_SUFFIX))} --all"
+    delete = f"workqueue delete {quote(queue)} --yes"
+    rebuild = f"{requeue}, then {delete}"
 
     def about(state: Any, what: str, command: str = rebuild) -> Finding:
         return Finding(state=state, check="dead letters", queue=queue, found=what, command=command)
@@ -460,12 +472,12 @@ def judge_timeout(
         return about("warn", told, settings)
     told = f"tasks are taken away after {longest:g} s"
     if task_timeout is None:
-        return about("warn", told, f"workqueue doctor {found.queue} --timeout TIME")
+        return about("warn", told, f"workqueue doctor {quote(found.queue)} --timeout TIME")
     if task_timeout >= longest:
         return about(
             "fail",
             f"{told}, and yours may run {task_timeout:g} s",
-            f"workqueue migrate {found.queue} --type {found.type or 'quorum'}",
+            f"workqueue migrate {quote(found.queue)} --type {quote(found.type or 'quorum')}",
         )
     return about("ok", f"{told}; yours end after {task_timeout:g} s")
 

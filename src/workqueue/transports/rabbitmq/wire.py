@@ -50,8 +50,15 @@ CHANNEL_CLOSE = (20, 40)
 
 CARRIES_CONTENT = frozenset({DELIVER, RETURN, GET_OK})
 
-LARGEST_BODY = 1 << 31
-"""Bytes. RabbitMQ itself takes no larger message, whatever its configuration."""
+LARGEST_BODY = 1 << 29
+"""Bytes. RabbitMQ itself takes no larger message, whatever its configuration (MAX_MSG_SIZE in
+its rabbit.hrl)."""
+
+FRAME_OVERHEAD = 64
+"""Bytes that a piece of a body takes besides its own, as an object in a list."""
+
+MOST_HELD = LARGEST_BODY + LARGEST_BODY // 8
+"""Bytes of bodies that have not arrived in full, of all channels together."""
 
 DEEPEST_TABLE = 64
 """Tables within tables that are still read. Real headers are two or three deep."""
@@ -128,6 +135,7 @@ class FrameReader:
         self.rest = b""
         self.frames = 0
         self.partial: dict[int, Partial] = {}
+        self.held = 0
         self.ready: deque[Inbound] = deque()
 
     def feed(self, data: bytes, longest_frame: int) -> None:
@@ -223,11 +231,15 @@ class FrameReader:
             raise WireError("a content body out of place")
         partial.missing -= len(payload)
         partial.chunks.append(payload)
+        self.held += len(payload) + FRAME_OVERHEAD
+        if self.held > MOST_HELD:
+            raise WireError(f"{self.held} bytes of messages that do not end")
         if not partial.missing:
             self.finish(channel, partial)
 
     def finish(self, channel: int, partial: Partial) -> None:
         del self.partial[channel]
+        self.held -= sum(len(chunk) + FRAME_OVERHEAD for chunk in partial.chunks)
         inbound = partial.inbound
         inbound.properties = partial.properties
         body = b"".join(partial.chunks)

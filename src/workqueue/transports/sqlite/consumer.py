@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import select
@@ -20,6 +19,7 @@ from workqueue.errors import (
     StorageError,
     WorkqueueError,
 )
+from workqueue.loggers import logger
 from workqueue.logs import CarefulLog
 from workqueue.message import Delivery
 from workqueue.transport import Ack, Outcome, Reject, Requeue, Retry
@@ -32,7 +32,7 @@ from workqueue.transports.sqlite.life import enter, leave
 from workqueue.transports.sqlite.rows import Parcel, Row, pack_copy, unpack
 from workqueue.transports.sqlite.upkeep import keep_time, recover
 
-log = CarefulLog(logging.getLogger("workqueue.sqlite"))
+log = CarefulLog(logger("sqlite"))
 
 BEAT = 0.5
 """Seconds between two looks at who of the others has died."""

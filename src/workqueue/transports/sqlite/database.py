@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from workqueue.deadline import left
 from workqueue.errors import ConnectionLost, StorageDamaged, StorageError
-from workqueue.transports.sqlite import schema
+from workqueue.transports.sqlite import ownership, schema
 from workqueue.transports.sqlite.address import Address
-from workqueue.transports.sqlite.place import find_or_create
+from workqueue.transports.sqlite.place import find_or_create, lock_folder
 
 Parameters = tuple[object, ...] | dict[str, object]
 
@@ -57,7 +57,7 @@ class Database:
     """
 
     def __init__(self, address: Address) -> None:
-        self.path = address.path.resolve()
+        self.path = ownership.resolve(address.path)
         self.wal = self.path.with_name(f"{self.path.name}-wal")
         self.names = (str(self.path), str(self.wal))
         self.timeout = address.timeout
@@ -68,12 +68,14 @@ class Database:
         self.log = -1
         with self.errors():
             found = identity(find_or_create(self.path))
+            ownership.check_lock_folder(lock_folder(self.path))
             self.connection = connect(self.path)
             connections.add(self.connection)
             try:
                 self.prepare()
                 # SQLite keeps no lock on the log, so closing this drops none.
-                self.log = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
+                self.log = os.open(self.wal, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                ownership.check_files(self.path)  # or it was planted after the first look
                 self.identity = (found, identity(os.fstat(self.log)))
                 self.check_identity()
             except BaseException:
@@ -91,6 +93,7 @@ class Database:
         [(application_id,)] = self.read("PRAGMA application_id")
         [(version,)] = self.read("PRAGMA user_version")
         schema.check(self.path, application_id, version)
+        schema.check_objects(self.path, self.read(schema.OBJECTS))
         if self.read("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise StorageError(f"{self.path}: this file system cannot share a database's memory")
         self.read("PRAGMA synchronous = NORMAL")  # the rest is `flush`

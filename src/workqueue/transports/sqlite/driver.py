@@ -15,6 +15,7 @@ from workqueue.transports.sqlite.address import parse
 from workqueue.transports.sqlite.consumer import SQLiteConsumer, lend
 from workqueue.transports.sqlite.database import Database
 from workqueue.transports.sqlite.examination import Examination
+from workqueue.transports.sqlite.ownership import resolve
 from workqueue.transports.sqlite.publisher import SQLitePublisher
 
 
@@ -141,7 +142,7 @@ class SQLiteTransport:
         """Before the first use: the disk is a local one, and a small file is not damaged."""
         if self.inspected:
             return
-        path = self.address.path.resolve()
+        path = resolve(self.address.path)
         place.check_file_system(path)
         if place.exists(path):
             database = Database(self.address)

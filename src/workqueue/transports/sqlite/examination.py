@@ -8,13 +8,15 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 
 from workqueue.errors import StorageError
 from workqueue.transport import DEAD_SUFFIX, Finding
 from workqueue.transports.sqlite import place, schema
 from workqueue.transports.sqlite.address import Address
 from workqueue.transports.sqlite.database import OLDEST_SQLITE, connect
-from workqueue.transports.sqlite.life import lock_folder
+from workqueue.transports.sqlite.ownership import check_files, check_lock_folder, resolve
+from workqueue.transports.sqlite.place import lock_folder
 
 REPAIRED = (3, 51, 3)
 """The first SQLite in which a checkpoint beside a commit cannot damage a file: sqlite.org/wal.html,
@@ -31,11 +33,11 @@ LONG_LOG = 256 * 1024 * 1024
 
 
 class Examination:
-    """One look at one file."""
+    """One look at one file. Raises ConfigError for one that may have been planted."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.path = address.path.resolve()
+        self.path = resolve(address.path)
 
     def run(self, queues: Sequence[str]) -> Iterator[Finding]:
         yield judge_sqlite(sqlite3.sqlite_version_info)
@@ -45,7 +47,7 @@ class Examination:
                 state="fail",
                 check="file",
                 found=f"{self.path}: the folder {folder} does not exist",
-                command=f"mkdir -p {folder}",
+                command=f"mkdir -p {quote(str(folder))}",
             )
             return
         yield judge_file_system(self.path, file_system(self.path))
@@ -62,7 +64,7 @@ class Examination:
                 state="fail",
                 check="file",
                 found=f"{folder}: no permission to write there, which SQLite needs for its log",
-                command=f"ls -ld {folder}",
+                command=f"ls -ld {quote(str(folder))}",
             )
             return
         if not self.path.exists():
@@ -74,6 +76,8 @@ class Examination:
             for queue in queues:
                 yield missing(queue)
             return
+        check_files(self.path)
+        check_lock_folder(lock_folder(self.path))
         yield from self.modes()
         yield from self.contents(queues)
 
@@ -92,7 +96,7 @@ class Examination:
                     state="warn",
                     check="modes",
                     found=f"{path}: others may use it (mode {stat.S_IMODE(found.st_mode):04o})",
-                    command=f"chmod {private} {path}",
+                    command=f"chmod {private} {quote(str(path))}",
                 )
             if not os.access(path, os.R_OK | os.W_OK):
                 well = False
@@ -100,7 +104,7 @@ class Examination:
                     state="fail",
                     check="modes",
                     found=f"{path}: read-only for this user",
-                    command=f"ls -l {path}",
+                    command=f"ls -l {quote(str(path))}",
                 )
         if well:
             yield Finding(state="ok", check="modes", found=f"{self.path}: for this user alone")
@@ -109,12 +113,12 @@ class Examination:
                 state="warn",
                 check="file",
                 found=f"{log} has {log.stat().st_size >> 20} MiB: somebody reads without end",
-                command=f"fuser -v {self.path}",
+                command=f"fuser -v {quote(str(self.path))}",
             )
 
     def contents(self, queues: Sequence[str]) -> Iterator[Finding]:
         """Whether it is ours, undamaged, and has the queues."""
-        command = f"sqlite3 {self.path} 'PRAGMA quick_check'"
+        command = f"sqlite3 {quote(str(self.path))} 'PRAGMA quick_check'"
         try:
             with closing(connect(self.path)) as connection:
                 connection.execute("PRAGMA query_only = ON")
@@ -128,6 +132,7 @@ class Examination:
                     yield Finding(state="ok", check="file", found=found)
                     return
                 schema.check(self.path, marks[1], marks[2])
+                schema.check_objects(self.path, connection.execute(schema.OBJECTS).fetchall())
                 if self.path.stat().st_size > READ_THROUGH:
                     size = self.path.stat().st_size >> 20
                     found = f"{self.path} is ours; {size} MiB are not read through for damage"
@@ -160,7 +165,7 @@ def look_at_queues(connection: sqlite3.Connection, queues: Sequence[str]) -> Ite
         dead, _ = counts.get(queue + DEAD_SUFFIX, (0, ""))
         found = f"{type_}, {count:,} messages, {dead:,} dead"
         if dead:
-            command = f"workqueue dead list {queue}"
+            command = f"workqueue dead list {quote(queue)}"
             yield Finding(state="warn", check="queue", queue=queue, found=found, command=command)
         else:
             yield Finding(state="ok", check="queue", queue=queue, found=found)
@@ -172,7 +177,7 @@ def missing(queue: str) -> Finding:
         check="queue",
         queue=queue,
         found="does not exist; the first send or worker makes it",
-        command=f"workqueue declare {queue}",
+        command=f"workqueue declare {quote(queue)}",
     )
 
 
@@ -216,7 +221,7 @@ def judge_file_system(path: Path, kind: str) -> Finding:
         return about(
             "warn",
             f"{path} is in memory ({kind}): a restart of the machine loses it",
-            f"df {path.parent}",
+            f"df {quote(str(path.parent))}",
         )
     if not kind:
         return about("warn", "its kind is not known on this system: a network's would not do")
@@ -230,7 +235,7 @@ def free_space(folder: Path) -> int:
 
 def judge_space(path: Path, free: int) -> Finding:
     found = f"{free >> 20:,} MiB free for {path}"
-    command = f"df -h {path.parent}"
+    command = f"df -h {quote(str(path.parent))}"
     if free < LEAST_FREE:
         return Finding(state="fail", check="disk", found=found, command=command)
     if free < LITTLE_FREE:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.database import Database
+from workqueue.transports.sqlite.ownership import check_lock_folder
+from workqueue.transports.sqlite.place import lock_folder
 
 
 class Life:
@@ -25,6 +27,7 @@ class Life:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(0o700, exist_ok=True)
+        check_lock_folder(folder)
         self.id = int.from_bytes(os.urandom(8)) >> 1  # SQLite's integers have a sign
         self.path = lock_path(folder, self.id)
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -47,10 +50,6 @@ class Life:
             os.close(descriptor)
 
 
-def lock_folder(path: Path) -> Path:
-    return path.with_name(f"{path.name}-consumers")
-
-
 def lock_path(folder: Path, id_: int) -> Path:
     return folder / f"{id_:016x}.lock"
 
@@ -61,7 +60,7 @@ def is_dead(folder: Path, id_: int) -> bool:
     Those who ask share the lock, so that they are not in each other's way.
     """
     try:
-        descriptor = os.open(lock_path(folder, id_), os.O_RDWR)
+        descriptor = os.open(lock_path(folder, id_), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     try:

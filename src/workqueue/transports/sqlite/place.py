@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
 from pathlib import Path
 
 from workqueue.errors import StorageError
 from workqueue.forks import Lock
+from workqueue.transports.sqlite.ownership import check_files
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs"})
 """File systems on which machines cannot share SQLite's memory, and would damage the file."""
@@ -30,7 +30,7 @@ def exists(path: Path) -> bool:
 
 
 def find_or_create(path: Path) -> os.stat_result:
-    """The file at `path`, which is made if missing, for this user only.
+    """The file at `path`, which is made if missing, for this user only. The path is a resolved one.
 
     An existing one is never opened here: closing it would drop the locks that SQLite holds on it
     for this whole process. A new one is SQLite's only once it is closed again, hence the lock.
@@ -42,12 +42,13 @@ def find_or_create(path: Path) -> os.stat_result:
                 flush_folder(path.parent)
             except FileExistsError:  # another process was faster
                 pass
-        found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise StorageError(f"{path}: a folder, not a file")
-    if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"{path}: not a regular file")
-    return found
+        check_files(path)
+        return path.stat()
+
+
+def lock_folder(path: Path) -> Path:
+    """Where the locks of the consumers of the database at `path` are."""
+    return path.with_name(f"{path.name}-consumers")
 
 
 def flush_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from workqueue.errors import StorageError
@@ -78,6 +79,34 @@ def create(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA schema_version").fetchall() == [(0,)]:
         for statement in SCHEMA.split(";"):
             connection.execute(statement)
+
+
+OBJECTS = """
+SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND (
+    name IN ('queues', 'consumers', 'messages') OR tbl_name IN ('queues', 'consumers', 'messages')
+)
+"""
+"""What a file has that our statements would meet. Their own indexes have no text."""
+
+
+def check_objects(path: Path, objects: Sequence[tuple[str, str, str]]) -> None:
+    """Raise StorageError unless the tables are those that `create` makes, and nothing of somebody
+    else's runs when they are used: a view in the place of a table can keep a statement busy for
+    ever, and a trigger can do anything to the rows. One that only counts is refused all the same.
+    """
+    lacking = {words(statement) for statement in SCHEMA.split(";") if "CREATE" in statement}
+    for type_, name, sql in objects:
+        if words(sql) in lacking:
+            lacking.remove(words(sql))
+        elif type_ != "index" or sql.count("(") != 1:  # a plain one more does no harm
+            told = f"the {type_} {name} is another's"
+            raise StorageError(f"{path}: not as workqueue makes it: {told}")
+    if lacking:
+        raise StorageError(f"{path}: not as workqueue makes it: {len(lacking)} parts are missing")
+
+
+def words(sql: str) -> str:
+    return " ".join(sql.split())
 
 
 def check(path: Path, application_id: int, version: int) -> None:

@@ -7,7 +7,8 @@ import time
 
 from workqueue.transports.sqlite import store
 from workqueue.transports.sqlite.database import Database
-from workqueue.transports.sqlite.life import is_dead, lock_folder, lock_path
+from workqueue.transports.sqlite.life import is_dead, lock_path
+from workqueue.transports.sqlite.place import lock_folder
 
 BATCH = 2_000
 """Messages in one transaction, so that nobody waits long for the file."""
