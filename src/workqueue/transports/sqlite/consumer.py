@@ -69,7 +69,6 @@ class SQLiteConsumer:
         self.out: MutableSet[Delivery] = set() if prefetch else WeakSet()
         self.lent = 0
         self.owed: list[Outcome] = []
-        self.unwritten = 0
         self.lost: set[Delivery] = set()
         self.paused = False
         self.ended = ""
@@ -95,8 +94,6 @@ class SQLiteConsumer:
 
     @property
     def unsettled(self) -> int:
-        if self.ended:
-            return self.unwritten
         return self.lent + len(self.owed)
 
     @property
@@ -293,17 +290,12 @@ class SQLiteConsumer:
                     len(self.owed),
                     self.queue,
                 )
-            if self.lost:
-                log.warning(
-                    "%d tasks of %s may be done twice: another process took this consumer for dead",
-                    len(self.lost),
-                    self.queue,
-                )
             # If giving back fails, the lock is let go of all the same, and others give it back.
             with suppress(WorkqueueError):
                 leave(self.database, self.life)
         self.database.close()
-        self.forget()
+        self.forget_out()
+        self.owed.clear()
         self.ended = CLOSED
 
     def check(self) -> None:
@@ -314,15 +306,10 @@ class SQLiteConsumer:
 
     def end(self, reason: str | StorageError) -> NoReturn:
         self.ended = str(reason)
-        self.forget()
+        self.forget_out()
+        self.owed.clear()
         self.lost.clear()
         raise ConsumerLost(self.ended) from (reason if isinstance(reason, StorageError) else None)
-
-    def forget(self) -> None:
-        """At the end: what was not written down cannot be any more."""
-        self.unwritten += len(self.owed)
-        self.owed.clear()
-        self.forget_out()
 
     def forget_out(self) -> None:
         self.out.clear()
