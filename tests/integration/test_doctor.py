@@ -205,6 +205,8 @@ def test_parts_of_the_delays(desk: Desk, client: ForeignClient, asked: bool) -> 
     more = {} if asked else {"WORKQUEUE_MANAGEMENT_URL": ""}
     assert desk.run("send", "q", "x", "--delay", "1s").code == 0
     assert states(desk.run("doctor", "q", "--json", **more))["delays"] == "ok"
+    # Were it due while parts are missing, it would be undeliverable, and the doctor would say so.
+    desk.until(lambda: desk.status("q")["ready"] == 1, "the delayed message")
     client.channel.queue_delete("workqueue.delay.1")
     client.channel.exchange_delete("workqueue.due")
     client.channel.exchange_unbind("workqueue.delay.1", "workqueue.delay.2", "*." * 22 + "0.#")

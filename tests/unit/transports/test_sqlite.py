@@ -750,7 +750,6 @@ def test_a_worker_that_waits_for_the_disk_says_so(
             assert len(take(worker, 1)) == 1
             assert worker.hindered is None
     assert ("1 tasks of q run again as the same attempt" in caplog.text) is not in_time
-    assert worker.unsettled == (not in_time)
     assert (transport.stats("q").ready, transport.stats("q").dead) == (3 + (not in_time), in_time)
 
 
@@ -1371,23 +1370,6 @@ def test_a_consumer_that_is_taken_for_dead_says_so(
         assert transport.stats("q").in_flight == 2
         other.settle([Ack(delivery) for delivery in again])
     assert transport.stats("q").ready == 0
-
-
-def test_a_consumer_that_was_taken_for_dead_says_so_when_it_closes(
-    transport: SQLiteTransport,
-    sender: SQLitePublisher,
-    worker: SQLiteConsumer,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """If nothing was received any more: what it settled last was no longer its own."""
-    send(sender, b"x")
-    held = take(worker, 1)
-    worker.life.path.unlink()
-    with closing(transport.consumer("q", 1)) as other:
-        take(other, 1)
-        worker.settle([Ack(held[0])])
-        worker.close()
-    assert "1 tasks of q may be done twice" in caplog.text
 
 
 def test_a_consumer_that_was_taken_for_dead_claims_nothing_under_its_old_name(

@@ -36,13 +36,13 @@ broker keeps until there is room."""
 
 @dataclass(slots=True, eq=False)
 class Owed:
-    """`message` is to be safe in `queue` before `delivery` is acknowledged.
+    """`message` is to be safe in `queue` before `delivery` is acknowledged. If it is
+    `deferred`, there was no delay queue for it at its last try, and it waits here.
 
     `decided_at` is when that was settled, and `next_try` when it is to be tried, in seconds of the
     monotonic clock. `alone`: it is sent with no other on its way, since one of them made the broker
     hang up. `dropped`: the broker has the original back, so there is nothing to copy any more.
     `placed`: the copy is safe.
-    `deferred`: there was no delay queue for it at its last try, so it waits here.
     """
 
     delivery: Delivery
@@ -51,11 +51,11 @@ class Owed:
     decided_at: float
     form: Form = Form.WHOLE
     next_try: float = 0.0
+    deferred: bool = False
     tries: int = 0
     alone: bool = False
     dropped: bool = False
     placed: bool = False
-    deferred: bool = False
 
     @property
     def ripe_at(self) -> float:
