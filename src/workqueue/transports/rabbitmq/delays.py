@@ -53,8 +53,8 @@ GATE_AGAIN = 5.0
 
 class Looks:
     """How one sender looks at the ladder; `levels` are what it has seen since its batch began: the
-    highest number by prefix. `refused` is why there is no way, by the name of the level. The channel
-    is kept: to open one takes longer than to look."""
+    highest number by prefix. `refused` is why there is no way, by the name of the level. The
+    channel is kept: to open one takes longer than to look."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
