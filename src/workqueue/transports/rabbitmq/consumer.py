@@ -95,7 +95,10 @@ that a quorum queue has not answered (`quorum_commands_soft_limit`, rabbit_fifo_
 RabbitMQ's channel keeps further ones back, and forgets those when it is closed."""
 
 FAREWELL_TIME = 2.0
-"""Seconds for each answer of the broker to a consumer that closes."""
+"""Seconds for each answer of the broker to a consumer that closes, and more where much is out."""
+
+FAREWELL_RATE = 5_000
+"""Deliveries of which the broker takes back that many in a second, at least."""
 
 
 class Lane:
@@ -105,8 +108,8 @@ class Lane:
     an unlimited consumer handed out. Of that the tags alone are kept, so that a look at a hundred
     thousand messages does not hold all of them in memory.
 
-    Without a prefetch, the consumer is followed by another on the same channel whenever it was lent
-    as much as a quorum queue lends to one.
+    Without a prefetch, a consumer is followed by another whenever it was lent as much as a quorum
+    queue lends to one.
     """
 
     def __init__(
@@ -158,13 +161,17 @@ class Lane:
         unused = room - len(self.held)
         self.begin(prefetch + max(0, int(unused)) if prefetch and unused < math.inf else 0)
 
-    def succeed(self) -> None:
-        """Another consumer, where the broker lends no more to one that is unlimited. What the one
-        before was lent stays with us."""
+    def is_lent_out(self) -> bool:
+        """Whether its consumer is unlimited and was lent as much as a quorum queue lends to one."""
         if self.prefetch or self.tag is None or self.lent < MOST_LENT:
-            return
+            return False
         self.lent = sum(1 for _ in takewhile(lambda tag: tag > self.before, reversed(self.held)))
-        if self.lent >= MOST_LENT:
+        return self.lent >= MOST_LENT
+
+    def succeed(self) -> None:
+        """Another consumer on the same channel, where the broker lends no more to the one before.
+        What that was lent stays with us."""
+        if self.is_lent_out():
             self.stop()
             self.begin(0)
 
@@ -428,8 +435,7 @@ class RabbitMQConsumer:
                     patience = 0.0
             before = len(self.arrivals)
             if not before and not self.paused and not self.probe.found:
-                for lane in self.lanes:
-                    lane.succeed()
+                self.succeed()
             if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                 self.link.wire.read()
                 self.read_at = time.monotonic()
@@ -447,6 +453,19 @@ class RabbitMQConsumer:
         if self.probe.found and not self.unsettled:
             self.close()
             raise ConsumerLost(f"queue {self.queue} is being migrated")
+
+    def succeed(self) -> None:
+        """Where the broker lends no more to an unlimited consumer, another one goes on, on a
+        channel of its own while there are any: to find a delivery that is acknowledged, RabbitMQ
+        goes through all that is out on its channel (rabbit_channel.erl, `collect_acks`)."""
+        for lane in list(self.lanes):
+            if not lane.is_lent_out():
+                continue
+            lane.stop()
+            if len(self.lanes) < self.most_lanes:
+                self.lanes.append(self.open_lane(0))
+            else:
+                lane.begin(0)
 
     def take(self, limit: int) -> list[Delivery]:
         """None any more once the queue is being migrated: what is out is finished, then we leave.
@@ -694,7 +713,8 @@ class RabbitMQConsumer:
         if self.finished is None:
             self.wait_for_copies()
         if self.finished is None:
-            self.link.wire.call_timeout = FAREWELL_TIME
+            out = sum(len(lane.held) for lane in self.lanes)
+            self.link.wire.call_timeout = FAREWELL_TIME + out / FAREWELL_RATE
             try:
                 with translated():
                     self.hand_back_and_settle()
@@ -705,14 +725,15 @@ class RabbitMQConsumer:
         self.bell.close()
 
     def hand_back_and_settle(self) -> None:
-        """All lanes stopped, what is not settled handed back, and all of that heard."""
+        """All lanes stopped, before any of them could be lent what another one hands back; what is
+        not settled handed back, lane by lane, so that it keeps its order; and all of that heard."""
         alive = [lane for lane in self.lanes if lane.ended is None]
         for lane in alive:
             lane.stop()
+        for lane in alive:
             copied = {d.receipt[1] for d in self.copying if d.receipt[0] is lane}
             unsettled = [tag for tag in lane.held if tag not in copied]
             self.link.wire.write(lane.give_back(unsettled), timeout=FAREWELL_TIME)
-        for lane in alive:
             lane.settle_through()
 
 
