@@ -68,6 +68,7 @@ class Report:
 
 
 def peak() -> int:
+    """The most memory that this process ever had, in bytes, whatever else it did before."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -258,6 +259,7 @@ def fuzz(
 ) -> Report:
     """Until either is reached."""
     report = Report(seed)
+    at_first = peak()
     chance = random.Random(seed)
     began = last = time.monotonic()
     stream = b""
@@ -273,7 +275,7 @@ def fuzz(
         ):
             if report.executions % 1000 == 0:
                 signal.alarm(ENDLESS * 10)
-                if peak() > MEMORY:
+                if peak() - at_first > MEMORY:
                     raise MemoryError(f"{peak() >> 20} MiB")
                 corpus[chance.randrange(CORPUS)] = valid(chance)
             stream = damaged(chance, chance.choice(corpus))

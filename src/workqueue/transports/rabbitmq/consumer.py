@@ -436,6 +436,8 @@ class RabbitMQConsumer:
             before = len(self.arrivals)
             if not before and not self.paused and not self.probe.found:
                 self.succeed()
+                if self.arrivals:
+                    patience = 0.0
             if self.link.wire.wait_readable(min(patience, 1.0), self.bell.fileno()):
                 self.link.wire.read()
                 self.read_at = time.monotonic()
@@ -753,12 +755,12 @@ def lend_for_a_look(link: Link, queue: str, count: int, more: Callable[[], int])
     missing = 0
     while len(seen) < count and lane.ended is None:
         before = len(seen)
-        if link.wire.wait_readable(0.05):
+        lane.succeed()  # its first deliveries may come with the broker's answer
+        if len(seen) == before and link.wire.wait_readable(0.05):
             link.wire.read()
         now = time.monotonic()
         if len(seen) > before:
             arrived = asked = now
-            lane.succeed()
         elif now - asked > LOOK_PATIENCE:
             missing = min(count - len(seen), more())
             asked = time.monotonic()
